@@ -1,0 +1,3 @@
+"""
+Tools the tests and the benchmarks share; nothing here is shipped.
+"""
