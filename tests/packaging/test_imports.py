@@ -1,0 +1,108 @@
+"""
+The core needs the standard library alone, and importing it does nothing else.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import dotmac_tasks
+
+PROLOGUE = """
+import sys
+
+started = []
+sys.addaudithook(lambda event, args: started.append(event) if event in WATCHED else None)
+WATCHED = {"socket.__new__", "_thread.start_new_thread", "subprocess.Popen", "os.fork"}
+
+
+class Unimportable:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"django", "redis"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Unimportable())
+"""
+
+
+def run_python(script: str) -> subprocess.CompletedProcess[str]:
+    """
+    Run a script in a fresh interpreter in which django and redis cannot be imported.
+    """
+    return subprocess.run(
+        [sys.executable, "-c", PROLOGUE + textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_import_works_without_django_and_redis() -> None:
+    """The core imports where neither django nor redis can be, and loads no asyncio."""
+    done = run_python("""
+        import dotmac_tasks
+
+        print(sorted({"asyncio", "django", "redis"} & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_import_of_django_is_refused_in_this_harness() -> None:
+    """The interpreter of these tests really cannot import what it hides."""
+    done = run_python("import redis")
+    assert done.returncode == 1
+    assert "No module named 'redis'" in done.stderr
+
+
+def test_import_starts_nothing() -> None:
+    """Importing the core starts no thread and no process and opens no socket."""
+    done = run_python("""
+        import threading
+
+        import dotmac_tasks
+
+        print(started, threading.active_count())
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] 1\n", "")
+
+
+def test_construction_starts_nothing() -> None:
+    """Constructing a manager starts no thread and no process and opens no socket."""
+    done = run_python("""
+        import threading
+
+        from dotmac_tasks import BackgroundOperationsManager
+
+        manager = BackgroundOperationsManager()
+        print(started, threading.active_count())
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] 1\n", "")
+
+
+def test_start_is_seen_by_this_harness() -> None:
+    """A thread that does start is noticed, so silence above means something."""
+    done = run_python("""
+        import threading
+
+        threading.Thread(target=int).start()
+        print(started)
+    """)
+    assert done.stdout == "['_thread.start_new_thread']\n"
+
+
+@pytest.mark.parametrize("name", sorted(set(dotmac_tasks.__all__) - {"RedisStorage"}))
+def test_public_name_needs_no_extra(name: str) -> None:
+    """Every public name but the Redis storage is there without django and redis."""
+    done = run_python(f"""
+        import dotmac_tasks
+
+        dotmac_tasks.{name}
+        print(sorted({{"asyncio", "django", "redis"}} & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
