@@ -1,0 +1,3 @@
+"""
+Products, stock and orders.
+"""

@@ -1,0 +1,3 @@
+"""
+A package that Django looks into.
+"""

@@ -1,0 +1,3 @@
+"""
+The Django project of the shop.
+"""

@@ -1,0 +1,15 @@
+"""
+Where everything is in the shop.
+"""
+
+from __future__ import annotations
+
+from django.urls import path
+from orders import pages, views
+
+urlpatterns = [
+    path("orders/", views.place_order),
+    path("orders/<int:order_id>/", pages.show_order, name="order"),
+    path("products/", pages.list_products),
+    path("health/", pages.health),
+]

@@ -1,0 +1,3 @@
+"""
+The machinery of the demo: processes, clients, the proof and the report.
+"""

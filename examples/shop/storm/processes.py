@@ -1,0 +1,300 @@
+"""
+Starts Redis, the gateway and the shop, and leaves nothing of them behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent.parent
+START_LIMIT = 30.0
+STOP_LIMIT = 8.0
+
+
+class StartError(Exception):
+    """
+    A process did not come up; the message holds the end of its log.
+    """
+
+
+class Child:
+    """
+    One process in a group of its own, with its output in a file. One owner thread.
+
+    In its own group it is spared by Ctrl-C, so that it ends when the demo ends it, and
+    whatever it has started ends with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        """
+        Start the command.
+        """
+        self.name = name
+        self._log = folder / f"{name}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env if env is not None else clean_environment()),
+                cwd=folder,
+                pass_fds=pass_fds,
+                start_new_session=True,
+            )
+
+    def wait_until(self, is_ready: Callable[[], bool]) -> None:
+        """
+        Wait until the process is of use.
+
+        Raises:
+            StartError: It ended, or it took too long.
+        """
+        deadline = time.monotonic() + START_LIMIT
+        while not is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise StartError(f"{self.name} did not start:\n{self.log()[-3000:]}")
+            time.sleep(0.03)
+
+    def log(self) -> str:
+        """
+        Return what the process has printed so far.
+        """
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """
+        End the process and all of its group: politely, then for certain.
+        """
+        self._signal_group(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_LIMIT)
+        # Also when the leader is gone: a worker of it may have stayed behind.
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+class Stack:
+    """
+    All the processes of one demo, in one folder. One owner thread.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Keep everything in ``folder``.
+        """
+        self.folder = folder
+        self.ledger = folder / "ledger.sqlite3"
+        self.database = folder / "shop.sqlite3"
+        self.gateway_url = ""
+        self.shop_url = ""
+        self._children: list[Child] = []
+
+    def start_redis(self, server: str) -> str:
+        """
+        Start a private Redis and return its URL.
+
+        Raises:
+            StartError: It did not come up, also not on a second and third free port.
+        """
+        for is_last in (False, False, True):
+            port = free_port()
+            redis = self._start(
+                "redis",
+                [
+                    *(server, "--port", str(port), "--bind", "127.0.0.1"),
+                    *("--dir", str(self.folder), "--save", "", "--appendonly", "no"),
+                ],
+            )
+            try:
+                redis.wait_until(lambda port=port: answers_ping(port))  # type: ignore[misc]
+            except StartError:
+                # Somebody may have taken the port between our look and its start.
+                if is_last:
+                    raise
+            else:
+                return f"redis://127.0.0.1:{port}/0"
+        raise AssertionError
+
+    def start_gateway(self, *, seed: int, latency: float, trouble: Mapping[str, float]) -> None:
+        """
+        Start the payment gateway; ``trouble`` holds its shares of failures.
+        """
+        options = {"latency": latency, "seed": seed, **trouble}
+        gateway = self._start(
+            "gateway",
+            [sys.executable, str(HERE / "gateway.py"), "--ledger", str(self.ledger)]
+            + [part for name, value in options.items() for part in (f"--{name}", str(value))],
+        )
+        gateway.wait_until(lambda: "\n" in gateway.log())
+        self.gateway_url = gateway.log().split()[0]
+
+    def start_shop(
+        self,
+        *,
+        workers: int,
+        threads: int,
+        redis_url: str | None,
+        stock: Mapping[str, int],
+        default_stock: int = 0,
+        is_protected: bool = True,
+    ) -> None:
+        """
+        Fill the shelves and start the shop's workers under gunicorn.
+
+        Raises:
+            StartError: It did not come up.
+        """
+        env = clean_environment()
+        env["SHOP_DATA"] = str(self.folder)
+        env["SHOP_GATEWAY"] = self.gateway_url
+        if redis_url is not None:
+            env["REDIS_URL"] = redis_url
+        if not is_protected:
+            env["SHOP_UNPROTECTED"] = "yes"
+        fill = subprocess.run(
+            [
+                *(sys.executable, str(HERE / "manage.py"), "open_shop"),
+                *("--stock", json.dumps(dict(stock)), "--default", str(default_stock)),
+            ],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_LIMIT,
+        )
+        if fill.returncode:
+            raise StartError(f"The shelves could not be filled:\n{fill.stderr[-3000:]}")
+        # The socket is bound here and handed over: nobody can take the port in between.
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+            self.shop_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            shop = self._start(
+                "shop",
+                [
+                    *(sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"),
+                    *("--config", str(HERE / "gunicorn_conf.py"), "--workers", str(workers)),
+                    *("--threads", str(threads), "shop.wsgi"),
+                ],
+                env=env,
+                pass_fds=(listener.fileno(),),
+            )
+        shop.wait_until(lambda: is_up(f"{self.shop_url}/health/"))
+
+    def control_gateway(self, **instruction: object) -> str | None:
+        """
+        Give the gateway an instruction; return the order whose answer it holds back.
+        """
+        return ask_gateway(self.gateway_url, instruction)
+
+    def stop(self) -> None:
+        """
+        End all processes, the latest first.
+        """
+        while self._children:
+            self._children[-1].stop()
+            self._children.pop()
+
+    def _start(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Child:
+        child = Child(name, command, self.folder, env=env, pass_fds=pass_fds)
+        self._children.append(child)
+        return child
+
+
+def find_redis_server() -> str | None:
+    """
+    Return the path of a Redis or Valkey server, if this machine has one.
+    """
+    return shutil.which("redis-server") or shutil.which("valkey-server")
+
+
+def clean_environment() -> dict[str, str]:
+    """
+    Return the environment without what would change the shop behind our back.
+    """
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DOTMAC_TASKS_", "SHOP_", "DJANGO_", "GUNICORN_"))
+        and name != "REDIS_URL"
+    }
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), env.get("PYTHONPATH")]))
+    return env
+
+
+def free_port() -> int:
+    """
+    Return a port that was free just now.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers_ping(port: int) -> bool:
+    """
+    Tell whether a Redis answers there.
+    """
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def is_up(url: str) -> bool:
+    """
+    Tell whether this page answers 200.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def ask_gateway(url: str, instruction: Mapping[str, object]) -> str | None:
+    """
+    Send an instruction to the gateway's control page, or only look if it is empty.
+    """
+    request = urllib.request.Request(
+        f"{url}/control",
+        data=json.dumps(instruction).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        body: dict[str, Any] = json.load(answer)
+    holding: str | None = body["holding"]
+    return holding

@@ -1,0 +1,217 @@
+"""
+The proof: what the ledger and the shop's database say, read straight from their files.
+
+Nothing here asks the shop or the library. The expected sums come from the orders and the
+catalog alone; the gateway's ledger says what was charged, and the shop's tables say what
+was sold and what is left.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """
+    What is written in the two databases. Immutable by convention; one owner thread.
+    """
+
+    charges: Sequence[tuple[str, str, int]]  # order number, charge id, cents
+    orders: Sequence[tuple[str, str, str, int]]  # order number, status, charge id, cents
+    stock: Mapping[str, int]
+    executions: Sequence[tuple[str, int, str]]  # order number, worker, outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """
+    One line of the proof. Immutable.
+    """
+
+    claim: str
+    found: str
+    culprits: Sequence[str] = ()
+
+    @property
+    def holds(self) -> bool:
+        """
+        Tell whether nothing speaks against it.
+        """
+        return not self.culprits
+
+
+def read_books(ledger: Path, database: Path) -> Books:
+    """
+    Read both databases without being able to change them.
+    """
+    charges = [
+        (number, f"ch_{row_id:05}", cents)
+        for number, row_id, cents in read(
+            ledger, "SELECT order_number, id, amount_cents FROM charges ORDER BY id"
+        )
+    ]
+    orders = read(database, "SELECT number, status, charge_id, total_cents FROM orders_order")
+    stock = read(
+        database,
+        "SELECT sku, quantity FROM orders_stock JOIN orders_product"
+        " ON orders_product.id = product_id",
+    )
+    return Books(
+        charges=charges,
+        orders=orders,
+        stock=dict(stock),
+        executions=read_executions(database),
+    )
+
+
+def read_executions(database: Path) -> list[tuple[str, int, str]]:
+    """
+    Return order number, worker and outcome of each time the view's body ran, oldest first.
+    """
+    return read(database, "SELECT number, worker, outcome FROM orders_execution ORDER BY id")
+
+
+def read(path: Path, query: str) -> list[Any]:
+    """
+    Return the rows of a query on a database that is opened for reading only.
+    """
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def prove(
+    orders: Sequence[Mapping[str, Any]],
+    prices: Mapping[str, int],
+    shelves: Mapping[str, int],
+    answers: Mapping[str, set[str]],
+    books: Books,
+) -> list[Check]:
+    """
+    Compare the books with what was ordered.
+
+    Args:
+        orders: The orders that were sent.
+        prices: Cents for each product.
+        shelves: How many of each product there were at the start.
+        answers: The digests of all answers that each order got.
+        books: What the two databases hold now.
+
+    Returns:
+        One check for each thing that could be wrong, in the order of a bookkeeper.
+    """
+    due = {str(order["number"]): order["quantity"] * prices[order["product"]] for order in orders}
+    return [
+        *check_charges(due, books),
+        check_orders(due, books),
+        check_stock(orders, shelves, books),
+        check_answers(due, answers),
+    ]
+
+
+def check_charges(due: Mapping[str, int], books: Books) -> list[Check]:
+    """
+    Every order is charged, once, and with the right amount.
+    """
+    times = Counter(number for number, _, _ in books.charges)
+    amounts: dict[str, int] = {number: cents for number, _, cents in books.charges}
+    wrong = [number for number in due if amounts.get(number, due[number]) != due[number]]
+    taken, owed = sum(cents for _, _, cents in books.charges), sum(due.values())
+    # Single sums can hide each other's mistakes, so both are asked: each order, and all.
+    sums = (
+        wrong
+        if taken == owed
+        else [*wrong, f"{euros(abs(taken - owed))} too {'much' if taken > owed else 'little'}"]
+    )
+    once = sum(times[number] == 1 for number in due)
+    return [
+        Check(
+            claim="No order was charged twice",
+            found=f"{len(books.charges)} charges in the ledger for {len(due)} orders",
+            culprits=[f"{number} × {count}" for number, count in times.items() if count > 1],
+        ),
+        Check(
+            claim="No order was lost",
+            found=f"{once} of {len(due)} orders charged exactly once",
+            culprits=[number for number in due if not times[number]]
+            + [f"{number} was never ordered" for number in times if number not in due],
+        ),
+        Check(
+            claim="The right money was taken",
+            found=f"{euros(taken)} taken, {euros(owed)} owed",
+            culprits=sums,
+        ),
+    ]
+
+
+def check_orders(due: Mapping[str, int], books: Books) -> Check:
+    """
+    The shop has one paid order for each, and it names a charge of the ledger.
+    """
+    charge_of = {charge_id: (number, cents) for number, charge_id, cents in books.charges}
+    rows: dict[str, int] = Counter(number for number, _, _, _ in books.orders)
+    culprits = [f"{number} × {rows.get(number, 0)}" for number in due if rows.get(number, 0) != 1]
+    culprits += [
+        f"{number} is {status}"
+        for number, status, charge_id, cents in books.orders
+        if status != "paid" or charge_of.get(charge_id) != (number, cents)
+    ]
+    paid = sum(status == "paid" for _, status, _, _ in books.orders)
+    return Check(
+        claim="The shop's orders match the ledger",
+        found=f"{len(books.orders)} rows for {len(due)} orders, {paid} of them paid",
+        culprits=culprits,
+    )
+
+
+def check_stock(
+    orders: Iterable[Mapping[str, Any]], shelves: Mapping[str, int], books: Books
+) -> Check:
+    """
+    What left the shelves is what was ordered.
+    """
+    sold: defaultdict[str, int] = defaultdict(int)
+    for order in orders:
+        sold[order["product"]] += order["quantity"]
+    culprits = [
+        f"{sku}: {books.stock.get(sku)} left instead of {shelves[sku] - sold[sku]}"
+        for sku in shelves
+        if books.stock.get(sku) != shelves[sku] - sold[sku]
+    ]
+    return Check(
+        claim="The stock adds up",
+        found=f"{sum(shelves.values())} items - {sum(sold.values())} ordered = "
+        f"{sum(shelves.values()) - sum(sold.values())}; "
+        f"the shelves hold {sum(books.stock.values())}",
+        culprits=culprits,
+    )
+
+
+def check_answers(due: Mapping[str, int], answers: Mapping[str, set[str]]) -> Check:
+    """
+    Every order was answered, and all answers to one order are the same, byte for byte.
+    """
+    culprits = [f"{number}: no answer" for number in due if number not in answers]
+    culprits += [
+        f"{number}: {len(bodies)} different answers"
+        for number, bodies in answers.items()
+        if len(bodies) > 1
+    ]
+    return Check(
+        claim="Every retry got the same answer",
+        found=f"{len(answers)} of {len(due)} orders answered",
+        culprits=culprits,
+    )
+
+
+def euros(cents: int) -> str:
+    """
+    Write an amount for people.
+    """
+    return f"€ {cents / 100:,.2f}"
