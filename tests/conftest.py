@@ -26,7 +26,7 @@ def is_installed(module: str) -> bool:
 
 collect_ignore_glob: list[str] = []
 if not is_installed("django"):
-    collect_ignore_glob += ["django_package/*", "support/django_project/*"]
+    collect_ignore_glob += ["django_package/*"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
