@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find dotmac_tasks dotmac_tasks_django -type f -not -path '*/__pycache__/*')
 
+# Interpreters come from the system, never from a download.
+export UV_PYTHON_DOWNLOADS := never
+
 .DEFAULT_GOAL := help
 .PHONY: help test check docs format bench demo serve clean
 
