@@ -36,11 +36,9 @@ $(BENCH)/.installed: setup.cfg pyproject.toml README.md LICENSE $(SOURCES)
 	@rm -rf build
 	@touch $@
 
-test: export PYTHONDEVMODE := 1
-test: export PYTHONSAFEPATH := 1
 test: $(VENV)/.installed ## the whole suite on the installed wheel, 100 % coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	PYTHONDEVMODE=1 PYTHONSAFEPATH=1 $(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -51,8 +49,8 @@ docs: $(VENV)/.installed ## build docs/_build/html
 	$(BIN)/sphinx-build -n -W --keep-going docs docs/_build/html
 
 format: $(VENV)/.tools ## format and fix
+	$(BIN)/tox exec -e lint -- ruff check --fix-only
 	$(BIN)/tox exec -e lint -- ruff format
-	$(BIN)/tox exec -e lint -- ruff check --fix
 
 bench: $(BENCH)/.installed ## measure
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
