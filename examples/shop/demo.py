@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     Run the demo, or the shop, in a folder of its own that is gone afterwards.
     """
     from rich.console import Console
-    from storm.processes import Stack, StartError
+    from storm.processes import ENDING, Stack, StartError
     from storm.run import Options, run_demo, serve
 
     console = Console()
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             return 2
         finally:
             # A second Ctrl-C must not leave half of it behind; this takes a few seconds.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in ENDING:
                 signal.signal(number, signal.SIG_IGN)
             stack.stop()
 

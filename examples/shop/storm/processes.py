@@ -15,13 +15,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 START_LIMIT = 30.0
 STOP_LIMIT = 8.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StartError(Exception):
@@ -227,9 +228,29 @@ class Stack:
         env: Mapping[str, str] | None = None,
         pass_fds: tuple[int, ...] = (),
     ) -> Child:
-        child = Child(name, command, self.folder, env=env, pass_fds=pass_fds)
-        self._children.append(child)
+        # A Ctrl-C between the start and the note of it would leave the process behind.
+        with undisturbed():
+            child = Child(name, command, self.folder, env=env, pass_fds=pass_fds)
+            self._children.append(child)
         return child
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """
+    Put off Ctrl-C and the signals to end until the block is over. For the main thread.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def find_redis_server() -> str | None:

@@ -62,39 +62,31 @@ def show_tally(console: Console, tally: Tally, books: Books, orders: int) -> Non
     cut_short = sum(outcome == "started" for _, _, outcome in books.executions)
     failed = sum(outcome == "refused 502" for _, _, outcome in books.executions)
     kinds = tally.kinds
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(justify="right", style="bold")
-    table.add_column()
+    prevented = max(0, tally.attempts - executions - kinds[CUT_OFF])
+    refusal = next(iter(sorted(tally.refusals)), "")
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", style="bold", min_width=7)
+    table.add_column(min_width=20)
     table.add_column(style="dim")
-    rows = [
+    for count, name, note in (
         (orders, "orders", "what the customers wanted"),
-        (tally.attempts, "attempts", "what they sent: HTTP requests"),
+        (tally.attempts, "attempts", "HTTP requests they sent"),
         (executions, "executions", executions_note(failed, cut_short)),
-        (
-            max(0, tally.attempts - executions - kinds[CUT_OFF]),
-            "duplicates prevented",
-            "attempts that did not run the order again",
-        ),
-        None,
-        (kinds[FIRST], "first answers", "201, fresh from the view"),
-        (kinds[REPLAYED], "replays", "the stored answer, marked Idempotent-Replayed"),
-        (kinds[IN_PROGRESS], "in progress", "202: asked to come back a little later"),
-        (kinds[LOST], "lost answers", "the customer hung up before the answer came"),
-        (kinds[TRY_AGAIN], "gateway failures", "502, the same key may try again"),
-        (kinds[CUT_OFF], "cut off", "the connection broke: the killed worker's customers"),
-        (
-            kinds[REFUSED],
-            "refused",
-            "; ".join(sorted(tally.refusals)[:1]) or "nothing was turned away",
-        ),
-    ]
-    for row in rows:
-        if row is None:
-            table.add_section()
-            table.add_row()
-        else:
-            count, name, note = row
-            table.add_row(f"{count:,}", name, note)
+        (prevented, "duplicates prevented", "attempts that did not run the order again"),
+    ):
+        table.add_row(f"{count:,}", name, note)
+    table.add_row()
+    for kind, note in (
+        (FIRST, "201, fresh from the view"),
+        (REPLAYED, "the stored answer, marked Idempotent-Replayed"),
+        (IN_PROGRESS, "202, come back a little later"),
+        (LOST, "the customer hung up before the answer came"),
+        (TRY_AGAIN, "502, the gateway failed: try again"),
+        (CUT_OFF, "the connection broke with the killed worker"),
+        (REFUSED, refusal),
+    ):
+        if kinds[kind]:
+            table.add_row(f"{kinds[kind]:,}", kind, note)
     console.print(table)
     console.print()
     show_latency(console, tally)
@@ -106,25 +98,25 @@ def executions_note(failed: int, cut_short: int) -> str:
     """
     reasons = []
     if failed:
-        reasons.append(f"{failed} met a failing gateway")
+        reasons.append(f"{failed} for a failing gateway")
     if cut_short:
-        reasons.append(f"{cut_short} died with the worker")
-    return "times the view's body ran" + (f"; {' and '.join(reasons)}" if reasons else "")
+        reasons.append(f"{cut_short} cut short by the kill")
+    return ", ".join(["the view's body ran", *reasons])
 
 
 def show_latency(console: Console, tally: Tally) -> None:
     """
     Print how long customers waited.
     """
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("Latency", style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="")
+    table.add_column(min_width=7)
+    table.add_column("latency", min_width=20, header_style="bold")
     table.add_column("median", justify="right")
     table.add_column("95 %", justify="right")
     for name, kind in (("first request", FIRST), ("replayed request", REPLAYED)):
         seconds = tally.seconds.get(kind, [])
-        table.add_row(
-            name, milliseconds(percentile(seconds, 50)), milliseconds(percentile(seconds, 95))
-        )
+        median, slow = (milliseconds(percentile(seconds, percent)) for percent in (50, 95))
+        table.add_row("", name, median, slow)
     console.print(table)
 
 
@@ -133,7 +125,10 @@ def show_proof(console: Console, checks: Sequence[Check]) -> None:
     Print the proof, and what speaks against it.
     """
     console.rule("[bold]The proof, from the gateway's ledger and the shop's database", align="left")
-    table = Table(box=None, padding=(0, 2), show_header=False)
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(justify="right", min_width=7)
+    table.add_column(min_width=20)
+    table.add_column()
     for check in checks:
         mark = Text("✔", style="bold green") if check.holds else Text("✘", style="bold red")
         table.add_row(mark, check.claim, Text(check.found, style="dim"))

@@ -47,7 +47,7 @@ class Saboteur(threading.Thread):
     """
     Kills a worker at the worst moment: it has charged the card and not yet said so.
 
-    A thread of its own that is started once; ``killed`` is read after it has ended.
+    A thread of its own that is started once; what it did is read after it ended.
     """
 
     def __init__(self, stack: Stack, number: str) -> None:
@@ -58,25 +58,38 @@ class Saboteur(threading.Thread):
         self._stack = stack
         self._number = number
         self._over = threading.Event()
-        self.killed: int | None = None
+        self._killed: int | None = None
         stack.control_gateway(hold=number)
 
     def run(self) -> None:
         """
         Wait until the charge is made, find the worker that waits for it, kill it.
         """
-        while not self._over.wait(0.02):
-            if self._stack.control_gateway() == self._number:
-                # The gateway holds its answer back, so the worker cannot get any further.
-                workers = [
-                    worker
-                    for number, worker, outcome in read_executions(self._stack.database)
-                    if number == self._number and outcome == "started"
-                ]
-                os.kill(workers[-1], signal.SIGKILL)
-                self.killed = workers[-1]
-                break
-        self._stack.control_gateway(release=True)
+        try:
+            while self._killed is None and not self._over.wait(0.02):
+                if self._stack.control_gateway() == self._number:
+                    self._kill()
+        finally:
+            self._stack.control_gateway(release=True)
+
+    def story(self) -> str:
+        """
+        Tell what was done. Call it after `finish`.
+        """
+        if self._killed is None:
+            return "[yellow]No worker was killed: the storm was over too early.[/]"
+        return (
+            f"Worker {self._killed} was killed with signal 9: it had charged {self._number},"
+            " and not yet said so."
+        )
+
+    def _kill(self) -> None:
+        # The gateway holds its answer back, so the worker cannot get any further.
+        for number, worker, outcome in reversed(read_executions(self._stack.database)):
+            if number == self._number and outcome == "started":
+                os.kill(worker, signal.SIGKILL)
+                self._killed = worker
+                return
 
     def finish(self) -> None:
         """
@@ -93,14 +106,17 @@ def run_demo(console: Console, stack: Stack, options: Options) -> bool:
     orders = load_orders(options.orders)
     prices = {product["sku"]: product["price_cents"] for product in load_catalog()}
     # Exactly what was ordered: one item sold twice, and somebody goes away empty-handed.
+    # Without the library there must be plenty, or nobody would see how much too much goes.
     ordered: Counter[str] = Counter()
     for order in orders:
         ordered[order["product"]] += order["quantity"]
-    shelves = {sku: ordered[sku] for sku in prices}
+    plenty = 1 if options.is_protected else 10 * options.attempts
+    shelves = {sku: ordered[sku] * plenty for sku in prices}
 
     console.rule("[bold]A shop in a storm of retries", align="left")
-    has_workers = start(console, stack, options, shelves)
-    sabotage = Saboteur(stack, orders[len(orders) // 2]["number"]) if has_workers else None
+    may_kill = start(console, stack, options, shelves)
+    victim = orders[len(orders) // 2]["number"]
+    sabotage = Saboteur(stack, victim) if may_kill else None
     storm = Storm(
         stack.shop_url, orders, copies=options.attempts, threads=CUSTOMERS, seed=options.seed
     )
@@ -117,11 +133,8 @@ def run_demo(console: Console, stack: Stack, options: Options) -> bool:
     seconds = time.monotonic() - began
     tally = storm.tally()
     console.print(f"  The storm is over after {seconds:.1f} s.")
-    if sabotage is not None and sabotage.killed is not None:
-        console.print(
-            f"  Worker {sabotage.killed} was killed with signal 9 after it had charged order"
-            f" {orders[len(orders) // 2]['number']} and before it could say so."
-        )
+    if sabotage is not None:
+        console.print(f"  {sabotage.story()}")
     # The answers that nobody waits for are still being made: end the shop, then read.
     stack.stop()
     books = read_books(stack.ledger, stack.database)
@@ -136,7 +149,7 @@ def run_demo(console: Console, stack: Stack, options: Options) -> bool:
 
 def start(console: Console, stack: Stack, options: Options, shelves: dict[str, int]) -> bool:
     """
-    Start everything and say what runs; answer whether there is a worker to spare.
+    Start everything and say what runs; answer whether its keys outlive a worker.
     """
     server = None if options.in_memory else find_redis_server()
     with console.status("starting"):
@@ -150,7 +163,7 @@ def start(console: Console, stack: Stack, options: Options, shelves: dict[str, i
             stock=shelves,
             is_protected=options.is_protected,
         )
-    processes = "1 process" if workers == 1 else f"{workers} processes"
+    processes = "1 worker process" if workers == 1 else f"{workers} worker processes"
     console.print(f"  Shop      gunicorn, {processes} × {SHOP_THREADS} threads, {stack.shop_url}")
     console.print("  Gateway   a process of its own; it is slow, fails, or charges and hangs up")
     if not options.is_protected:
@@ -169,7 +182,7 @@ def start(console: Console, stack: Stack, options: Options, shelves: dict[str, i
         f"  Storm     {options.orders} orders, each sent {options.attempts} times,"
         f" {CUSTOMERS} customers at once\n"
     )
-    return workers > 1
+    return redis_url is not None
 
 
 def serve(console: Console, stack: Stack, options: Options) -> None:
