@@ -1,0 +1,443 @@
+"""
+The WSGI adapter: PEP 3333 in, the decisions of `dotmac_tasks.http` out.
+
+The helper functions take the WSGI environment, which every framework hands out
+(`request.environ` in Flask).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dotmac_tasks.fingerprint import Spool, body_digest, selected_digest
+from dotmac_tasks.http import Answer, HttpIdempotency, Run, principal_scope
+from dotmac_tasks.manager import BackgroundOperationsManager
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+__all__ = [
+    "BackgroundOperationsMiddleware",
+    "add_background_operations_middleware",
+    "defer_operation",
+    "get_idempotency_key",
+    "is_idempotent_request",
+    "set_operation_result",
+]
+
+_RUN = "dotmac_tasks.run"
+
+_ExcInfo: TypeAlias = (
+    "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
+)
+
+
+class BackgroundOperationsMiddleware:
+    """
+    Gives a WSGI application idempotent requests.
+
+    Instances may be shared between threads; what belongs to one request lives
+    in its own objects.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, manager: BackgroundOperationsManager, **options: Any
+    ) -> None:
+        """
+        Wrap an application.
+
+        Args:
+            app: The application.
+            manager: Supplies storage and settings; started with the first key.
+            options: HTTP settings that differ here, by their lower-case names;
+                `tenant` and `principal` are called with the environment.
+
+        Raises:
+            ConfigurationError: An option is unknown or cannot work.
+        """
+        self.app = app
+        self.manager = manager
+        config = manager.config.replace(**options) if options else manager.config
+        self._http = HttpIdempotency(config, manager.guard, manager.events)
+        self._tenant = config.resolve_callable("tenant") or _default_tenant
+        self._principal = config.resolve_callable("principal") or _remote_user
+        self._key_name = _environ_name(config.idempotency_header)
+        self._credential_names = [_environ_name(name) for name in config.credential_headers]
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """
+        Serve one request.
+        """
+        path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+        if not self._http.covers(environ["REQUEST_METHOD"], path):
+            return self.app(environ, start_response)
+        request = _WsgiRequest(self, environ, path)
+        try:
+            decision = self._http.begin(request)
+        except BaseException:
+            request.close()
+            raise
+        if decision is None:
+            return self.app(environ, start_response)
+        if isinstance(decision, Answer):
+            request.close()
+            return _send(decision, start_response)
+        environ[_RUN] = decision
+        return _Response(decision, start_response, request.close).run(self.app, environ)
+
+    def _scope(self, environ: WSGIEnvironment) -> tuple[str, str]:
+        credentials = "\n".join(
+            f"{name}={environ[name]}" for name in self._credential_names if environ.get(name)
+        )
+        return self._tenant(environ) or "default", principal_scope(
+            self._principal(environ), credentials
+        )
+
+
+def _environ_name(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+def _default_tenant(environ: WSGIEnvironment) -> str:
+    return environ.get("dotmac_tasks.tenant_id", "default")
+
+
+def _remote_user(environ: WSGIEnvironment) -> str | None:
+    return environ.get("REMOTE_USER")
+
+
+class _WsgiRequest:
+    """
+    What `dotmac_tasks.http` asks of a WSGI request; one per request.
+    """
+
+    __slots__ = ("_environ", "_middleware", "_spool", "method", "path")
+
+    def __init__(
+        self, middleware: BackgroundOperationsMiddleware, environ: WSGIEnvironment, path: str
+    ) -> None:
+        self._middleware = middleware
+        self._environ = environ
+        self._spool: Spool | None = None
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path = path
+
+    @property
+    def query(self) -> str:
+        return self._environ.get("QUERY_STRING", "")
+
+    @property
+    def content_type(self) -> str:
+        return self._environ.get("CONTENT_TYPE", "")
+
+    def key_header(self) -> str | None:
+        return self._environ.get(self._middleware._key_name)
+
+    def scope(self) -> tuple[str, str]:
+        return self._middleware._scope(self._environ)
+
+    def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
+        """
+        Spool the body, so that the application reads it as if nobody had.
+        """
+        environ = self._environ
+        length = environ.get("CONTENT_LENGTH") or ""
+        if not length.isdecimal() and not environ.get("wsgi.input_terminated"):
+            # PEP 3333 promises no end of this stream, so nothing of it may be read.
+            return body_digest("", b"")
+        size = int(length) if length.isdecimal() else None
+        self._spool = spool = Spool(environ["wsgi.input"], size, self.content_type)
+        environ["wsgi.input"] = spool.file
+        if selector is None:
+            return spool.digest
+        digest = selected_digest(selector(environ))
+        spool.file.seek(0)
+        return digest
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+
+
+def _send(answer: Answer, start_response: StartResponse) -> Iterable[bytes]:
+    headers = list(answer.headers)
+    if answer.status not in (204, 304):
+        headers.append(("Content-Length", str(len(answer.body))))
+    try:
+        phrase = HTTPStatus(answer.status).phrase
+    except ValueError:
+        phrase = "Status"
+    start_response(f"{answer.status} {phrase}", headers)
+    return [answer.body]
+
+
+class _Response:
+    """
+    Stands between one application run and the server.
+
+    Used by the thread that serves the request, as PEP 3333 has it.
+    """
+
+    def __init__(
+        self, run: Run, start_response: StartResponse, close_request: Callable[[], None]
+    ) -> None:
+        self._run = run
+        self._server_start = start_response
+        self.close_request = close_request
+        self._server_write: Callable[[bytes], object] | None = None
+        self._status = 0
+        self._headers: list[tuple[str, str]] = []
+        # What the application has written and the server has not got; None once
+        # it has become too much to keep and goes straight through.
+        self._written: list[bytes] | None = []
+        self._written_size = 0
+
+    def run(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """
+        Call the application; its response is stored before this returns if it can be.
+        """
+        iterable: Iterable[bytes] | None = None
+        try:
+            iterable = app(environ, self.start_response)
+            return self._take(iterable)
+        except BaseException as error:
+            self._end_with(error)
+            _close(iterable)
+            self.close_request()
+            raise
+
+    def start_response(
+        self,
+        status: str,
+        headers: list[tuple[str, str]],
+        exc_info: _ExcInfo | None = None,
+        /,
+    ) -> Callable[[bytes], object]:
+        """
+        Note what the application answers and pass it on with our headers.
+        """
+        if exc_info is not None and self._written_size:
+            # The server would have sent what was written, and then there is no way back.
+            raise _reraised(exc_info)
+        sent = [*headers, *self._run.headers]
+        # The server is asked first: it refuses a second call without exc_info.
+        if exc_info is None:
+            self._server_write = self._server_start(status, sent)
+        else:
+            self._server_write = self._server_start(status, sent, exc_info)
+        self._status = int(status[:3])
+        self._headers = list(headers)
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        # PEP 3333 lets write() buffer; a body that fits is stored before it is sent.
+        self._written_size += len(data)
+        if self._written is not None:
+            self._written.append(data)
+            if self._written_size <= self._run.max_body:
+                return
+            data, self._written = b"".join(self._written), None
+        assert self._server_write is not None  # write() exists since start_response ran
+        self._server_write(data)
+
+    def _take(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
+        if isinstance(iterable, list | tuple):
+            return self._drain(iter(iterable), iterable, [])
+        chunks = iter(iterable)
+        first: list[bytes] = []
+        if not self._status:
+            # PEP 3333: start_response is called before the first chunk comes, at the latest.
+            first = [chunk for chunk in (next(chunks, None),) if chunk is not None]
+        length = self._declared_length()
+        if self._written is not None and length is not None and length <= self._run.max_body:
+            return self._drain(chunks, iterable, first)
+        return _Stream(self, chain(self._written or (), first, chunks), iterable)
+
+    def _declared_length(self) -> int | None:
+        for name, value in self._headers:
+            if name.lower() == "content-length" and value.strip().isdecimal():
+                return int(value)
+        return None
+
+    def _drain(
+        self, chunks: Iterator[bytes], iterable: Iterable[bytes], first: list[bytes]
+    ) -> Iterable[bytes]:
+        rest = [*first, *chunks]
+        if self._written is None:
+            self._run.finish_unkept("too-large", self._status)
+        else:
+            rest = [*self._written, *rest]
+            self._run.finish(self._status, self._headers, b"".join(rest))
+        return _Drained(rest, iterable, self.close_request)
+
+    def end_stream(self) -> None:
+        """
+        Record that the work is done and that its response was not kept.
+        """
+        self._run.finish_unkept("stream", self._status)
+
+    def abandon(self) -> None:
+        """
+        Leave the outcome unknown.
+        """
+        self._run.abandon()
+
+    def _end_with(self, error: BaseException) -> None:
+        if isinstance(error, Exception):
+            self._run.fail()
+        else:
+            self._run.abandon()
+
+
+class _Stream:
+    """
+    A body that goes out as it comes; its key is never run again once it ended.
+
+    Used by the thread that serves the request.
+    """
+
+    def __init__(
+        self, response: _Response, chunks: Iterator[bytes], iterable: Iterable[bytes]
+    ) -> None:
+        self._response = response
+        self._chunks = chunks
+        self._iterable = iterable
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            self._response.end_stream()
+            raise
+        except BaseException:
+            # It broke in the middle: nobody knows what the work has done by now.
+            self._response.abandon()
+            raise
+
+    def close(self) -> None:
+        """
+        Close the application's iterable; a client that hung up ends the stream too.
+        """
+        try:
+            self._response.end_stream()
+            _close(self._iterable)
+        finally:
+            self._response.close_request()
+
+
+class _Drained:
+    """
+    A body that was read whole; closes the application's once it was sent.
+    """
+
+    def __init__(
+        self, chunks: list[bytes], iterable: Iterable[bytes], close_request: Callable[[], None]
+    ) -> None:
+        self._chunks = iter(chunks)
+        self._iterable = iterable
+        self._close_request = close_request
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        try:
+            _close(self._iterable)
+        finally:
+            self._close_request()
+
+
+def _close(iterable: Iterable[bytes] | None) -> None:
+    close = getattr(iterable, "close", None)
+    if close is not None:
+        close()
+
+
+def _reraised(exc_info: _ExcInfo) -> BaseException:
+    error = exc_info[1]
+    return error if error is not None else RuntimeError("start_response got no exception")
+
+
+def add_background_operations_middleware(
+    app: Any, manager: BackgroundOperationsManager | None = None, **options: Any
+) -> BackgroundOperationsManager:
+    """
+    Wrap an application and return the manager that serves it.
+
+    An object with a `wsgi_app` attribute (Flask) is wrapped in place. A plain
+    WSGI callable cannot be: serve the returned manager's `wsgi_app` instead,
+    which is the wrapped application in either case.
+
+    Args:
+        app: A WSGI callable, or an object with a `wsgi_app` attribute.
+        manager: The manager to use; without one, one is made from the environment.
+        options: As for `BackgroundOperationsMiddleware`.
+
+    Raises:
+        ConfigurationError: An option is unknown or cannot work.
+    """
+    manager = manager if manager is not None else BackgroundOperationsManager.from_env()
+    holder = hasattr(app, "wsgi_app")
+    wrapped = BackgroundOperationsMiddleware(app.wsgi_app if holder else app, manager, **options)
+    if holder:
+        app.wsgi_app = wrapped
+    manager.wsgi_app = wrapped
+    return manager
+
+
+def _run_of(environ: WSGIEnvironment) -> Run | None:
+    return environ.get(_RUN)
+
+
+def get_idempotency_key(environ: WSGIEnvironment) -> str | None:
+    """
+    Return the key that the client sent, or None where the request has none.
+    """
+    run = _run_of(environ)
+    return None if run is None else run.key
+
+
+def is_idempotent_request(environ: WSGIEnvironment) -> bool:
+    """
+    Tell whether a retry of this request is recognised.
+    """
+    run = _run_of(environ)
+    return run is not None and run.protected
+
+
+def set_operation_result(environ: WSGIEnvironment, result: Any) -> None:
+    """
+    Have retries answered with this result as JSON; does nothing without a key.
+
+    Raises:
+        SerializationError: The result is not JSON.
+    """
+    run = _run_of(environ)
+    if run is not None:
+        run.set_result(result)
+
+
+def defer_operation(environ: WSGIEnvironment, timeout: float = 3600) -> str | None:
+    """
+    Hand the operation on to a worker; see `dotmac_tasks.http.Run.defer`.
+
+    Args:
+        environ: The request's environment.
+        timeout: Seconds that the worker has before it counts as dead.
+
+    Returns:
+        The stored key, for `complete_idempotent_operation`; None without a key.
+
+    Raises:
+        ClaimLostError: Another executor has the key; start no worker.
+        StorageError: The project asks for strictness and it is not written.
+    """
+    run = _run_of(environ)
+    return None if run is None else run.defer(timeout)
