@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 __all__ = ["Clock", "JSONValue", "Parameters"]
 
 JSONValue: TypeAlias = (
-    "None | bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue]"
+    "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
 )
 """
 What a result may be: anything that JSON can hold and give back unchanged.
