@@ -30,8 +30,8 @@ SHOP = Path(__file__).resolve().parents[2] / "examples" / "shop"
 LIMIT = 120
 
 needs_server = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("django", "gunicorn", "rich")),
-    reason="the demo needs django, gunicorn and rich",
+    any(importlib.util.find_spec(name) is None for name in ("django", "redis", "gunicorn", "rich")),
+    reason="the demo needs django, redis, gunicorn and rich",
 )
 needs_redis = pytest.mark.skipif(find_redis_server() is None, reason="no redis-server here")
 

@@ -68,8 +68,9 @@ def read_wish(body: bytes) -> checkout.Wish:
     if not isinstance(data, dict):
         raise BadOrderError("The body is not a JSON object.")
     for name in ("number", "customer", "product"):
-        if not isinstance(data.get(name), str) or not 0 < len(data[name]) <= 40:
-            raise BadOrderError(f"{name!r} is a text of up to 40 characters.")
+        text = data.get(name)
+        if not isinstance(text, str) or not 0 < len(text) <= 40 or not text.isprintable():
+            raise BadOrderError(f"{name!r} is a printable text of 1 to 40 characters.")
     quantity = data.get("quantity")
     if type(quantity) is not int or not 0 < quantity <= MAX_QUANTITY:
         raise BadOrderError(f"'quantity' is a number from 1 to {MAX_QUANTITY}.")

@@ -126,8 +126,8 @@ def show_proof(console: Console, checks: Sequence[Check]) -> None:
     """
     console.rule("[bold]The proof, from the gateway's ledger and the shop's database", align="left")
     table = Table(box=None, padding=(0, 1), show_header=False)
-    table.add_column(justify="right", min_width=7)
-    table.add_column(min_width=20)
+    table.add_column(justify="right", min_width=2)
+    table.add_column(min_width=28)
     table.add_column()
     for check in checks:
         mark = Text("✔", style="bold green") if check.holds else Text("✘", style="bold red")

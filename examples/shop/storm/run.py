@@ -79,8 +79,8 @@ class Saboteur(threading.Thread):
         if self._killed is None:
             return "[yellow]No worker was killed: the storm was over too early.[/]"
         return (
-            f"Worker {self._killed} was killed with signal 9: it had charged {self._number},"
-            " and not yet said so."
+            f"Worker {self._killed} was killed with signal 9"
+            f" just after it had charged {self._number}."
         )
 
     def _kill(self) -> None:
@@ -174,9 +174,8 @@ def start(console: Console, stack: Stack, options: Options, shelves: dict[str, i
         why = "as you asked" if options.in_memory else "there is no redis-server on this machine"
         console.print(f"  Storage   the memory of the one process, {why}.")
         console.print(
-            "            [yellow]Left out[/]: several processes that share their keys, and the"
-            " kill of one of them.\n            Memory dies with its process, and the keys in"
-            " it too."
+            "            [yellow]Left out[/]: several processes that share their keys, and the\n"
+            "            kill of one of them. Memory dies with its process."
         )
     console.print(
         f"  Storm     {options.orders} orders, each sent {options.attempts} times,"
