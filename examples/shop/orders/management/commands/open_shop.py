@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
@@ -23,7 +23,6 @@ class Command(BaseCommand):
     """
 
     help = "Create the tables and put the products of catalog.json on the shelves."
-    requires_system_checks: ClassVar[list[str]] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """
