@@ -1,0 +1,397 @@
+"""
+The settings, their defaults and what is wrong with a bad one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, Self, get_args
+
+from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.models import AbandonedPolicy
+
+__all__ = [
+    "InProgressAnswer",
+    "StorageErrorPolicy",
+    "TasksConfig",
+    "redact_url",
+]
+
+InProgressAnswer = Literal["accepted", "conflict", "wait"]
+StorageErrorPolicy = Literal["proceed", "reject"]
+
+_DAY = 86_400.0
+# Above it, milliseconds would no longer be exact in every storage.
+_LONGEST = 100 * 365 * _DAY
+_NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PREFIX = re.compile(r"[!-~]{1,100}")
+_DOTTED_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TasksConfig:
+    """
+    All settings, checked; immutable and shared by all threads.
+
+    Durations may be passed as numbers of seconds or as `timedelta`; they are kept as seconds.
+    Names in errors are in upper case, as Django's settings have them.
+
+    Attributes:
+        storage: A URL, or ``{"BACKEND": "dotted.path", "OPTIONS": {...}}``.
+        key_prefix: First part of every stored key.
+        default_idempotency_ttl: Retention of a finished operation, in seconds.
+        lease: Seconds that a claim lives without a heartbeat.
+        max_execution: Seconds after which a claim is no longer renewed.
+        storage_timeout: The most seconds that one storage call may take.
+        methods: The HTTP methods that are covered, in upper case.
+        require_key: Whether a covered request without a key is refused.
+        exempt_paths: Paths that are never touched; see `is_exempt`.
+        idempotency_header: The request header that holds the key.
+        cache_hit_header: The response header that marks a replay.
+        idempotency_response_header: The response header that repeats the key.
+        in_progress: What a duplicate of a running request gets.
+        wait: The longest wait of a duplicate, in seconds, with ``wait``.
+        on_storage_error: Whether a request runs unprotected while the storage is down.
+        on_abandoned: Whether work may run again whose executor died.
+        tenant: Resolves the tenant of a request; None for the built-in way.
+        principal: Resolves the principal of a request; None for the built-in way.
+        max_response_bytes: Responses with larger bodies are not kept.
+        saga_timeout: Default deadline of a saga, in seconds.
+        saga_retention: Seconds that a finished saga stays.
+        operation_retention: Seconds that a finished background operation stays.
+        history_limit: Most history entries per saga.
+        cleanup_interval: Seconds between two runs of the manager's own cleanup.
+        enable_background_cleanup: Whether the manager cleans up by itself.
+        max_waiting: Most threads of this process that wait for a running duplicate.
+
+    Raises:
+        ConfigurationError: A value is of the wrong type, out of range, or cannot work with another.
+    """
+
+    storage: str | Mapping[str, Any] = "memory://"
+    key_prefix: str = "bgops"
+    default_idempotency_ttl: float = _DAY
+    lease: float = 30.0
+    max_execution: float = 300.0
+    storage_timeout: float = 2.0
+    methods: tuple[str, ...] = ("POST", "PATCH")
+    require_key: bool = False
+    exempt_paths: tuple[str, ...] = ("/health/", "/metrics", "/admin/", "/static/")
+    idempotency_header: str = "Idempotency-Key"
+    cache_hit_header: str = "X-Cache-Hit"
+    idempotency_response_header: str = "X-Idempotency-Key"
+    in_progress: InProgressAnswer = "accepted"
+    wait: float = 10.0
+    on_storage_error: StorageErrorPolicy = "proceed"
+    on_abandoned: AbandonedPolicy = "rerun"
+    tenant: str | Callable[..., str | None] | None = None
+    principal: str | Callable[..., str | None] | None = None
+    max_response_bytes: int = 1_048_576
+    saga_timeout: float = 7_200.0
+    saga_retention: float = 30 * _DAY
+    operation_retention: float = 30 * _DAY
+    history_limit: int = 1_000
+    cleanup_interval: float = 3_600.0
+    enable_background_cleanup: bool = True
+    max_waiting: int = 4
+    _exempt_exact: frozenset[str] = field(init=False, repr=False, compare=False)
+    _exempt_prefixes: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """
+        Normalise and check every value, then the combinations.
+        """
+        _check_storage(self.storage)
+        _match("key_prefix", self.key_prefix, _PREFIX, "1 to 100 visible ASCII characters")
+        for name in _DURATIONS:
+            self._set(name, _to_seconds(name, getattr(self, name), zero_allowed=name == "wait"))
+        for name in _FLAGS:
+            _check_type(name, getattr(self, name), bool, "True or False")
+        for name, least in _COUNTS.items():
+            _check_count(name, getattr(self, name), least)
+        for name in _HEADERS:
+            _match(name, getattr(self, name), _TOKEN, "the name of a header")
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        for name in ("tenant", "principal"):
+            _check_resolver(name, getattr(self, name))
+        self._set("methods", _to_methods(self.methods))
+        self._set("exempt_paths", _to_paths(self.exempt_paths))
+        self._set("_exempt_exact", frozenset(self.exempt_paths))
+        prefixes = (path.removesuffix("*") for path in self.exempt_paths if path[-1] in "/*")
+        self._set("_exempt_prefixes", tuple(prefixes))
+        self._check_combinations()
+
+    def __repr__(self) -> str:
+        """
+        Show every setting; of the storage, nothing that could be a secret.
+        """
+        shown = []
+        for name in _NAMES:
+            value = getattr(self, name)
+            if name == "storage":
+                value = redact_url(value) if isinstance(value, str) else value["BACKEND"]
+            shown.append(f"{name}={value!r}")
+        return f"TasksConfig({', '.join(shown)})"
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], *, base: Self | None = None) -> Self:
+        """
+        Build it from names in upper or lower case; what is missing comes from `base`.
+
+        Raises:
+            ConfigurationError: A name is unknown or given twice, or a value is wrong.
+        """
+        values: dict[str, Any] = {}
+        for given, value in mapping.items():
+            name = _known_name(given)
+            if name in values:
+                raise ConfigurationError(name.upper(), "is given twice. Remove one of them.")
+            values[name] = value
+        return cls(**values) if base is None else dataclasses.replace(base, **values)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """
+        Build it from ``DOTMAC_TASKS_<NAME>``, and ``REDIS_URL`` for the storage.
+
+        Lists are separated by commas. An empty variable counts as not set.
+
+        Raises:
+            ConfigurationError: A name is unknown, or a value is wrong.
+        """
+        values: dict[str, Any] = {}
+        if environ.get("REDIS_URL"):
+            values["storage"] = environ["REDIS_URL"]
+        for variable, text in environ.items():
+            if variable.startswith(_ENV_PREFIX) and text:
+                name = _known_name(variable.removeprefix(_ENV_PREFIX))
+                values[name] = _parse(name, variable, text)
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> Self:
+        """
+        Return a checked copy with some settings changed.
+
+        Raises:
+            ConfigurationError: A name is unknown, or a value is wrong.
+        """
+        return type(self).from_mapping(changes, base=self)
+
+    def is_exempt(self, path: str) -> bool:
+        """
+        Tell whether requests to this path are never touched.
+
+        An entry matches its exact path; one that ends in ``/`` or ``*`` matches all that begins
+        with what stands before the star. ``/health`` alone never matches ``/healthcare``.
+        """
+        return path in self._exempt_exact or path.startswith(self._exempt_prefixes)
+
+    def find_risks(self) -> tuple[str, ...]:
+        """
+        Return what will work and yet may hurt, one sentence each.
+        """
+        risks = []
+        if self.storage_timeout >= self.lease:
+            risks.append(
+                "One storage call may take as long as a lease lives (STORAGE_TIMEOUT >= LEASE), "
+                "so that a slow storage costs a running request its claim."
+            )
+        if self.in_progress == "wait" and self.wait > self.max_execution:
+            risks.append(
+                "A duplicate may wait longer than a claim is renewed (WAIT > MAX_EXECUTION)."
+            )
+        return tuple(risks)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_combinations(self) -> None:
+        if self.lease > self.default_idempotency_ttl:
+            raise ConfigurationError(
+                "LEASE",
+                f"{self.lease:g} s is longer than DEFAULT_IDEMPOTENCY_TTL "
+                f"({self.default_idempotency_ttl:g} s). Shorten the lease or keep outcomes longer.",
+                value=self.lease,
+            )
+        if self.in_progress == "wait" and not self.wait:
+            raise ConfigurationError(
+                "WAIT",
+                'is 0 while IN_PROGRESS is "wait". Set how many seconds, or choose "conflict".',
+                value=self.wait,
+            )
+
+
+_ENV_PREFIX = "DOTMAC_TASKS_"
+_NAMES = tuple(item.name for item in dataclasses.fields(TasksConfig) if item.init)
+_DURATIONS = (
+    "default_idempotency_ttl",
+    "lease",
+    "max_execution",
+    "storage_timeout",
+    "wait",
+    "saga_timeout",
+    "saga_retention",
+    "operation_retention",
+    "cleanup_interval",
+)
+_FLAGS = ("require_key", "enable_background_cleanup")
+_COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0}
+_HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
+_LISTS = ("methods", "exempt_paths")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "in_progress": get_args(InProgressAnswer),
+    "on_storage_error": get_args(StorageErrorPolicy),
+    "on_abandoned": get_args(AbandonedPolicy),
+}
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
+
+def redact_url(url: str) -> str:
+    """
+    Return the URL without what may be secret: user, password and query.
+    """
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return "***"
+    _userinfo, at, place = rest.rpartition("@")  # an unescaped password may hold anything
+    place = re.split(r"[?#]", place, maxsplit=1)[0]
+    return f"{scheme}://{'***@' if at else ''}{place}"
+
+
+def _known_name(given: object) -> str:
+    if isinstance(given, str):
+        name = given.lower()
+        if name in _NAMES and given in (name, name.upper()):
+            return name
+        close = difflib.get_close_matches(name, _NAMES, n=1)
+        if close:
+            raise ConfigurationError(given, f"is unknown. Did you mean {close[0].upper()}?")
+    raise ConfigurationError(
+        str(given), f"is unknown. Choose from {', '.join(sorted(_NAMES)).upper()}."
+    )
+
+
+def _wrong(name: str, wanted: str, value: object) -> ConfigurationError:
+    return ConfigurationError(name.upper(), f"must be {wanted}, not {value!r}.", value=value)
+
+
+def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise _wrong(name, wanted, value)
+
+
+def _match(name: str, value: object, pattern: re.Pattern[str], wanted: str) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise _wrong(name, wanted, value)
+
+
+def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise _wrong(name, "one of " + ", ".join(f'"{choice}"' for choice in choices), value)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _wrong(name, f"a whole number of at least {least}", value)
+
+
+def _to_seconds(name: str, value: object, *, zero_allowed: bool) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    least = "0 or more" if zero_allowed else "over 0"
+    wanted = f"a number of seconds or a timedelta, {least}, at most a hundred years"
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        raise _wrong(name, wanted, value)
+    if not 0 <= seconds <= _LONGEST or (seconds == 0 and not zero_allowed):  # NaN fails, too
+        raise _wrong(name, wanted, value)
+    return float(seconds)
+
+
+def _check_resolver(name: str, value: object) -> None:
+    if isinstance(value, str):
+        _match(name, value, _DOTTED_PATH, "a callable or the dotted path of one")
+    elif value is not None and not callable(value):
+        raise _wrong(name, "a callable or the dotted path of one", value)
+
+
+def _to_strings(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise _wrong(name, "a list of texts", value)
+    return tuple(value)
+
+
+def _to_methods(value: object) -> tuple[str, ...]:
+    methods = tuple(method.upper() for method in _to_strings("methods", value))
+    for method in methods:
+        _match("methods", method, _TOKEN, "a list of HTTP methods")
+        if method in _NEVER_COVERED:
+            raise ConfigurationError(
+                "METHODS", f"{method} is never covered. Remove it.", value=value
+            )
+    return methods
+
+
+def _to_paths(value: object) -> tuple[str, ...]:
+    paths = _to_strings("exempt_paths", value)
+    for path in paths:
+        if not path.startswith("/") or "*" in path[:-1]:
+            raise _wrong(
+                "exempt_paths", 'paths that begin with "/" and hold "*" only at the end', path
+            )
+    return paths
+
+
+def _check_storage(value: object) -> None:
+    # The value itself is never shown: it may hold a password.
+    if isinstance(value, str):
+        if not _URL.fullmatch(value):
+            raise ConfigurationError("STORAGE", "must be a URL such as redis://localhost:6379/0.")
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(
+            "STORAGE", f"must be a URL or a mapping with BACKEND, not a {type(value).__name__}."
+        )
+    backend = value.get("BACKEND")
+    if not isinstance(backend, str) or not _DOTTED_PATH.fullmatch(backend):
+        raise ConfigurationError("STORAGE", "needs BACKEND, the dotted path of a storage class.")
+    if not isinstance(value.get("OPTIONS", {}), Mapping):
+        raise ConfigurationError("STORAGE", "has OPTIONS that are not a mapping.")
+    unknown = sorted(str(key) for key in value if key not in ("BACKEND", "OPTIONS"))
+    if unknown:
+        raise ConfigurationError(
+            "STORAGE", f"knows BACKEND and OPTIONS, not {', '.join(unknown)}. Move it to OPTIONS."
+        )
+
+
+def _parse(name: str, variable: str, text: str) -> object:
+    if name in _FLAGS:
+        if text.strip().lower() not in _WORDS:
+            raise _unparsed(name, variable, "true or false", text)
+        return _WORDS[text.strip().lower()]
+    if name in _LISTS:
+        return [item.strip() for item in text.split(",") if item.strip()]
+    try:
+        if name in _DURATIONS:
+            return float(text)
+        if name in _COUNTS:
+            return int(text)
+    except ValueError:
+        raise _unparsed(name, variable, "a number", text) from None
+    return text
+
+
+def _unparsed(name: str, variable: str, wanted: str, text: str) -> ConfigurationError:
+    return ConfigurationError(
+        name.upper(), f"{variable} must be {wanted}, not {text!r}.", value=text
+    )

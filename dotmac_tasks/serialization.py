@@ -1,0 +1,242 @@
+r"""
+The form in which outcomes are stored: bytes with a version and a kind in front.
+
+::
+
+    1j<JSON>                                a result
+    1h[status,[[name,value],...]]\n<body>   a response, its body byte for byte
+    1t<reason>                              a response that could not be kept
+    1e<text>                                a recorded failure
+
+A result is only accepted if decoding gives back an equal value of the same
+types, so that a replay returns what the first call returned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+from dotmac_tasks.errors import SerializationError
+
+__all__ = [
+    "MAX_DEPTH",
+    "ErrorOutcome",
+    "HttpOutcome",
+    "JsonOutcome",
+    "Outcome",
+    "Path",
+    "Tombstone",
+    "decode_payload",
+    "encode_error",
+    "encode_response",
+    "encode_result",
+    "encode_tombstone",
+    "format_path",
+]
+
+MAX_DEPTH = 200
+"""
+Deepest nesting that is accepted; every process can decode it, whatever its stack holds.
+"""
+
+# Every interpreter converts integers of this size to text and back, whatever limit it has set.
+_MAX_INT_BITS = 2048
+
+Path: TypeAlias = "tuple[Path, str | int] | None"
+"""
+Where a walk is: the way to the parent and the last key or index; None is the root.
+"""
+
+
+class JsonOutcome(NamedTuple):
+    """
+    A recorded result.
+
+    Attributes:
+        value: The result, as JSON gives it back.
+    """
+
+    value: Any
+
+
+class HttpOutcome(NamedTuple):
+    """
+    A recorded response.
+
+    Attributes:
+        status: Its status code.
+        headers: Its headers, repeated ones included, in order.
+        body: Its body, byte for byte.
+    """
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+class Tombstone(NamedTuple):
+    """
+    The work is done, but its response was not kept.
+
+    Attributes:
+        reason: Why, in a word.
+    """
+
+    reason: str
+
+
+class ErrorOutcome(NamedTuple):
+    """
+    A recorded failure.
+
+    Attributes:
+        message: The application's text.
+    """
+
+    message: str
+
+
+Outcome: TypeAlias = JsonOutcome | HttpOutcome | Tombstone | ErrorOutcome
+
+_encode_json = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
+_encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_result(value: Any) -> bytes:
+    """
+    Encode a result that JSON gives back unchanged.
+
+    Accepts None, bool, int, finite float, str, list and dict with text keys, nested at will up to
+    `MAX_DEPTH`, of exactly these types: a tuple or an enum member would come back as another type.
+
+    Raises:
+        SerializationError: Something in it would not come back as it is; the path says what.
+    """
+    _check(value, None, 0)
+    text: str = _encode_json(value)
+    try:
+        return b"1j" + text.encode()
+    except UnicodeEncodeError:
+        _refuse_surrogates(value, None)
+        raise
+
+
+def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
+    """
+    Encode a response.
+    """
+    # JSON holds no raw line feed, so that the first one ends the head.
+    return b"1h%b\n%b" % (_encode_ascii([status, headers]).encode("ascii"), body)
+
+
+def encode_tombstone(reason: str) -> bytes:
+    """
+    Encode that the work is done and its response is not available.
+    """
+    return b"1t" + reason.encode()
+
+
+def encode_error(text: str) -> bytes:
+    """
+    Encode a failure; text that UTF-8 cannot hold is escaped, never refused.
+    """
+    return b"1e" + text.encode("utf-8", "backslashreplace")
+
+
+def decode_payload(payload: bytes) -> Outcome:
+    """
+    Decode what one of the functions above encoded.
+
+    Raises:
+        ValueError: It is damaged or of a version or kind that is not known here.
+    """
+    kind = payload[:2]
+    try:
+        if kind == b"1h":
+            head, found, body = payload[2:].partition(b"\n")
+            status, headers = json.loads(head)
+            if not found or type(status) is not int:
+                raise ValueError("the stored response has no proper head")
+            return HttpOutcome(status, [(str(name), str(text)) for name, text in headers], body)
+        if kind == b"1j":
+            return JsonOutcome(json.loads(payload[2:]))
+        if kind == b"1t":
+            return Tombstone(payload[2:].decode())
+        if kind == b"1e":
+            return ErrorOutcome(payload[2:].decode())
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"the stored outcome is damaged: {error}") from error
+    raise ValueError(f"the stored outcome is of the unknown kind {kind!r}")
+
+
+def format_path(path: Path) -> str:
+    """
+    Write a path as ``$.items[2].price``.
+    """
+    parts: list[str] = []
+    while path is not None:
+        path, key = path
+        if isinstance(key, int):
+            parts.append(f"[{key}]")
+        elif key.isidentifier():
+            parts.append(f".{key}")
+        else:
+            parts.append(f"[{key!r}]")
+    return "$" + "".join(reversed(parts))
+
+
+def _refuse(value: object, path: Path, reason: str) -> NoReturn:
+    raise SerializationError(format_path(path), type(value).__name__, reason)
+
+
+def _check(value: Any, path: Path, depth: int) -> None:
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return
+    if kind is int:
+        if value.bit_length() > _MAX_INT_BITS:
+            _refuse(value, path, "is too large. Pass it as text.")
+    elif kind is float:
+        if not isfinite(value):
+            _refuse(value, path, "has no JSON form: it is not finite. Use None or text for it.")
+    elif kind is dict or kind is list:
+        if depth >= MAX_DEPTH:
+            _refuse(value, path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself.")
+        if kind is list:
+            for index, item in enumerate(value):
+                _check(item, (path, index), depth + 1)
+        else:
+            for key, item in value.items():
+                if type(key) is not str:
+                    _refuse(key, path, "is a mapping key; the keys of JSON are text. Convert it.")
+                _check(item, (path, key), depth + 1)
+    else:
+        _refuse(value, path, _hint(value))
+
+
+def _hint(value: object) -> str:
+    if isinstance(value, tuple):
+        return "would come back as a list. Return a list."
+    if isinstance(value, bool | int | float | str | list | dict):
+        return "would come back as its plain base type. Convert it to that first."
+    return "has no JSON form. Convert it to text, numbers, lists and dicts first."
+
+
+def _refuse_surrogates(value: Any, path: Path) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _refuse(value, path, "holds a lone surrogate, which UTF-8 cannot encode.")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_surrogates(item, (path, index))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_surrogates(key, path)
+            _refuse_surrogates(item, (path, key))
