@@ -104,7 +104,12 @@ class _Operation(_Entry):
     )
 
     def __init__(
-        self, request: ClaimRequest, status: OperationStatus, expires: float, offset: float
+        self,
+        request: ClaimRequest,
+        status: OperationStatus,
+        expires: float,
+        created_ms: int,
+        offset: float,
     ) -> None:
         self.name = request.key
         self.expires = expires
@@ -112,8 +117,8 @@ class _Operation(_Entry):
         self.ticket = 0
         self.request = request
         self.status = status
+        self.created_ms = created_ms
         self.offset = offset
-        self.created_ms = 0
         self.fencing_token = 0
         self.lease_until = 0.0
         self.payload = b""
@@ -268,6 +273,9 @@ class MemoryStorage(Storage):
         self._listings: dict[_Listing, _SortedNumbers] = {}
         self._by_order: dict[int, _Background] = {}
         self._numbers = itertools.count(1)
+        # What turns the monotonic clock's milliseconds into the wall clock's, and since when.
+        self._offset = 0.0
+        self._looked_at = -inf
 
     def after_fork(self) -> None:
         """
@@ -507,7 +515,7 @@ class MemoryStorage(Storage):
                 revision = -1 if known else 0
             if revision != expected_revision:
                 raise StaleRecordError(self.name, f"Operation {operation_id}")
-            now_ms = self._read_wall_clock()
+            now_ms = self._read_wall_clock(now)
             record = BackgroundRecord(
                 operation_id,
                 tenant_id,
@@ -628,8 +636,14 @@ class MemoryStorage(Storage):
 
     # All of what follows is called with the lock held.
 
-    def _read_wall_clock(self) -> int:
-        return int(self._clock.now().timestamp() * 1000)
+    def _read_wall_clock(self, now: float) -> int:
+        """
+        Return milliseconds by the wall clock, which is looked at once a second.
+        """
+        if now - self._looked_at >= 1.0:
+            self._offset = (self._clock.now().timestamp() - now) * 1000
+            self._looked_at = now
+        return round(now * 1000 + self._offset)
 
     def _create(self, request: ClaimRequest, status: OperationStatus, now: float) -> _Operation:
         """
@@ -639,10 +653,9 @@ class MemoryStorage(Storage):
         its claim can mean.
         """
         self._make_room(self._operations.get(request.key), now)
-        created_ms = self._read_wall_clock()
+        created_ms = self._read_wall_clock(now)
         expires = now + request.ttl
-        record = _Operation(request, status, expires, created_ms - now * 1000)
-        record.created_ms = created_ms
+        record = _Operation(request, status, expires, created_ms, self._offset)
         self._operations[request.key] = record
         self._schedule(record, expires)
         return record
