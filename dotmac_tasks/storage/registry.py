@@ -1,0 +1,180 @@
+"""
+From a setting to a storage: URL schemes, dotted paths and their options.
+
+Messages never hold a URL, since it may carry a password.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, TypeAlias, TypeVar
+
+from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.memory import MemoryStorage
+
+__all__ = ["StorageFactory", "register_storage", "storage_from_setting", "storage_from_url"]
+
+StorageFactory: TypeAlias = Callable[..., Storage]
+"""
+Called as ``factory(url, **options)``; `prefix` and `timeout` are among the options.
+"""
+
+_T = TypeVar("_T")
+
+_OPTION = "STORAGE"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_SETTING_KEYS = ("BACKEND", "OPTIONS")
+
+
+def register_storage(scheme: str, factory: StorageFactory) -> None:
+    """
+    Let URLs of this scheme be answered by `factory`, in place of any before.
+
+    May be called from any thread: it is one write to a dictionary. Constructing
+    a storage must open no connection.
+
+    Args:
+        scheme: Lower-case scheme without ``://``.
+        factory: Called as ``factory(url, **options)``.
+
+    Raises:
+        ConfigurationError: It is not a lower-case URL scheme.
+    """
+    if not _SCHEME.fullmatch(scheme):
+        raise ConfigurationError(_OPTION, f"{scheme!r} is not a lower-case URL scheme.")
+    _factories[scheme] = factory
+
+
+def storage_from_url(url: str, **options: Any) -> Storage:
+    """
+    Construct the storage that a URL names; opens no connection.
+
+    Args:
+        url: Such as ``redis://localhost:6379/0``; ``memory://`` is a fresh
+            storage each time.
+        options: Keyword arguments of that storage.
+
+    Raises:
+        ConfigurationError: The scheme is unknown, an option does not fit, or
+            the library that the scheme needs is not installed.
+    """
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigurationError(_OPTION, "is not a URL such as redis://localhost:6379/0.")
+    factory = _factories.get(scheme.lower())
+    if factory is None:
+        raise ConfigurationError(
+            _OPTION,
+            f"has the unknown scheme {scheme!r}.{_suggest(scheme, _factories)} "
+            f"Known are {', '.join(sorted(_factories))}; a package may register more.",
+        )
+    return factory(url, **options)
+
+
+def storage_from_setting(
+    setting: str | Mapping[str, Any], *, prefix: str, timeout: float
+) -> Storage:
+    """
+    Construct the storage of the setting ``STORAGE``; opens no connection.
+
+    Args:
+        setting: A URL, or ``{"BACKEND": "dotted.path", "OPTIONS": {...}}``.
+        prefix: First part of every stored key. A backend that takes no such
+            argument does without it; an equal name in ``OPTIONS`` wins.
+        timeout: The most seconds that one call may take; likewise.
+
+    Raises:
+        ConfigurationError: It names nothing that can be constructed this way.
+    """
+    if isinstance(setting, str):
+        return storage_from_url(setting, prefix=prefix, timeout=timeout)
+    for key in setting:
+        if key not in _SETTING_KEYS:
+            raise ConfigurationError(
+                _OPTION, f"has the unknown key {key!r}.{_suggest(str(key), _SETTING_KEYS)}"
+            )
+    path = setting.get("BACKEND")
+    if not isinstance(path, str):
+        raise ConfigurationError(_OPTION, "needs BACKEND, the dotted path of a storage class.")
+    given = setting.get("OPTIONS", {})
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(_OPTION, "has OPTIONS that are no mapping.")
+    backend = _import_backend(path)
+    options = dict(given)
+    for name, value in (("prefix", prefix), ("timeout", timeout)):
+        if _takes(backend, name):
+            options.setdefault(name, value)
+    storage = _construct(backend, options)
+    if not isinstance(storage, Storage):
+        raise ConfigurationError(_OPTION, f"BACKEND {path!r} does not construct a Storage.")
+    return storage
+
+
+def _import_backend(path: str) -> Callable[..., object]:
+    module_name, _, name = path.rpartition(".")
+    try:
+        backend = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            _OPTION, f"BACKEND {path!r} cannot be imported: {error}."
+        ) from error
+    if not callable(backend):
+        raise ConfigurationError(_OPTION, f"BACKEND {path!r} is not a class.")
+    return backend
+
+
+def _takes(backend: Callable[..., object], name: str) -> bool:
+    parameters = inspect.signature(backend).parameters
+    return name in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+
+
+def _suggest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    nearest = get_close_matches(word.upper(), [name.upper() for name in known], n=1)
+    return "".join(
+        f" Did you mean {name!r}?" for name in known if nearest and name.upper() == nearest[0]
+    )
+
+
+def _create_memory(
+    url: str, *, prefix: str = "", timeout: float = 0, **options: Any
+) -> MemoryStorage:
+    # Nothing here is shared or waited for, so the prefix and the timeout have no use.
+    if url.partition("://")[2]:
+        raise ConfigurationError(_OPTION, "takes nothing behind memory://.")
+    return _construct(MemoryStorage, options)
+
+
+def _create_redis(url: str, **options: Any) -> Storage:
+    try:
+        from dotmac_tasks.storage.redis import RedisStorage
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "redis":
+            raise
+        raise ConfigurationError(
+            _OPTION, "needs redis-py. Install it with: pip install 'dotmac-tasks[redis]'."
+        ) from error
+    return _construct(RedisStorage, {"redis_url": url, **options})
+
+
+def _construct(backend: Callable[..., _T], options: Mapping[str, Any]) -> _T:
+    try:
+        inspect.signature(backend).bind(**options)
+    except TypeError as error:
+        raise ConfigurationError(_OPTION, f"has an option that does not fit: {error}.") from error
+    return backend(**options)
+
+
+# Each use is one operation of a dictionary, which the interpreter keeps whole.
+_factories: dict[str, StorageFactory] = {
+    "memory": _create_memory,
+    "redis": _create_redis,
+    "rediss": _create_redis,
+    "unix": _create_redis,
+}
