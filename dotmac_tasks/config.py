@@ -21,6 +21,7 @@ __all__ = [
     "StorageErrorPolicy",
     "TasksConfig",
     "redact_url",
+    "to_seconds",
 ]
 
 InProgressAnswer = Literal["accepted", "conflict", "wait"]
@@ -112,7 +113,7 @@ class TasksConfig:
         _check_storage(self.storage)
         _match("key_prefix", self.key_prefix, _PREFIX, "1 to 100 visible ASCII characters")
         for name in _DURATIONS:
-            self._set(name, _to_seconds(name, getattr(self, name), zero_allowed=name == "wait"))
+            self._set(name, to_seconds(name, getattr(self, name), zero_allowed=name == "wait"))
         for name in _FLAGS:
             _check_type(name, getattr(self, name), bool, "True or False")
         for name, least in _COUNTS.items():
@@ -307,7 +308,13 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise _wrong(name, f"a whole number of at least {least}", value)
 
 
-def _to_seconds(name: str, value: object, *, zero_allowed: bool) -> float:
+def to_seconds(name: str, value: object, *, zero_allowed: bool = False) -> float:
+    """
+    Return a duration as seconds, checked.
+
+    Raises:
+        ConfigurationError: It is no finite positive duration, or over a hundred years.
+    """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     least = "0 or more" if zero_allowed else "over 0"
     wanted = f"a number of seconds or a timedelta, {least}, at most a hundred years"

@@ -186,14 +186,23 @@ class OperationFailedError(IdempotencyError):
 class OutcomeUnknownError(IdempotencyError):
     """
     The executor died and the policy is not to run again until a decision.
+
+    Also raised, with a `reason`, for a replay of work that has been done and
+    whose result could not be recorded.
     """
 
-    def __init__(self, key: str) -> None:
-        super().__init__(
-            key,
-            f"Operation {key} was abandoned in the middle and its outcome is unknown. "
-            "Find out what happened, then record it with complete_idempotent_operation().",
-        )
+    def __init__(self, key: str, *, reason: str | None = None) -> None:
+        if reason is None:
+            message = (
+                f"Operation {key} was abandoned in the middle and its outcome is unknown. "
+                "Find out what happened, then record it with complete_idempotent_operation()."
+            )
+        else:
+            message = (
+                f"Operation {key} has run, but {reason}. It is not run again; "
+                "look up its effects in another way."
+            )
+        super().__init__(key, message)
 
 
 class ClaimLostError(IdempotencyError):
