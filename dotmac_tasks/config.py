@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -64,6 +65,9 @@ class TasksConfig:
         on_abandoned: Whether work may run again whose executor died.
         tenant: Resolves the tenant of a request; None for the built-in way.
         principal: Resolves the principal of a request; None for the built-in way.
+        credential_headers: Request headers whose digest stands in for a principal
+            that nobody resolved.
+        replay_headers: Response headers that are replayed besides the built-in ones.
         max_response_bytes: Responses with larger bodies are not kept.
         saga_timeout: Default deadline of a saga, in seconds.
         saga_retention: Seconds that a finished saga stays.
@@ -95,6 +99,8 @@ class TasksConfig:
     on_abandoned: AbandonedPolicy = "rerun"
     tenant: str | Callable[..., str | None] | None = None
     principal: str | Callable[..., str | None] | None = None
+    credential_headers: tuple[str, ...] = ("Authorization",)
+    replay_headers: tuple[str, ...] = ()
     max_response_bytes: int = 1_048_576
     saga_timeout: float = 7_200.0
     saga_retention: float = 30 * _DAY
@@ -126,6 +132,8 @@ class TasksConfig:
             _check_resolver(name, getattr(self, name))
         self._set("methods", _to_methods(self.methods))
         self._set("exempt_paths", _to_paths(self.exempt_paths))
+        for name in _HEADER_LISTS:
+            self._set(name, _to_headers(name, getattr(self, name)))
         self._set("_exempt_exact", frozenset(self.exempt_paths))
         prefixes = (path.removesuffix("*") for path in self.exempt_paths if path[-1] in "/*")
         self._set("_exempt_prefixes", tuple(prefixes))
@@ -196,6 +204,32 @@ class TasksConfig:
         """
         return path in self._exempt_exact or path.startswith(self._exempt_prefixes)
 
+    def resolve_callable(self, name: Literal["tenant", "principal"]) -> Callable[..., Any] | None:
+        """
+        Return the callable behind a setting, imported where it is a dotted path.
+
+        None where the built-in way applies. Not called at construction: the module may need
+        settings or applications that are not there yet.
+
+        Raises:
+            ConfigurationError: It cannot be imported, or is not callable.
+        """
+        value: str | Callable[..., Any] | None = getattr(self, name)
+        if not isinstance(value, str):
+            return value
+        module, _, attribute = value.rpartition(".")
+        try:
+            found: object = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(
+                name.upper(), f"{value} cannot be imported: {error}. Correct it.", value=value
+            ) from error
+        if not callable(found):
+            raise ConfigurationError(
+                name.upper(), f"{value} is not callable. Name a function.", value=value
+            )
+        return found
+
     def find_risks(self) -> tuple[str, ...]:
         """
         Return what will work and yet may hurt, one sentence each.
@@ -247,7 +281,8 @@ _DURATIONS = (
 _FLAGS = ("require_key", "enable_background_cleanup")
 _COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0}
 _HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
-_LISTS = ("methods", "exempt_paths")
+_HEADER_LISTS = ("credential_headers", "replay_headers")
+_LISTS = ("methods", "exempt_paths", *_HEADER_LISTS)
 _CHOICES: dict[str, tuple[str, ...]] = {
     "in_progress": get_args(InProgressAnswer),
     "on_storage_error": get_args(StorageErrorPolicy),
@@ -347,6 +382,13 @@ def _to_methods(value: object) -> tuple[str, ...]:
                 "METHODS", f"{method} is never covered. Remove it.", value=value
             )
     return methods
+
+
+def _to_headers(name: str, value: object) -> tuple[str, ...]:
+    headers = _to_strings(name, value)
+    for header in headers:
+        _match(name, header, _TOKEN, "a list of names of headers")
+    return headers
 
 
 def _to_paths(value: object) -> tuple[str, ...]:
