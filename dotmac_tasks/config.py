@@ -21,6 +21,7 @@ __all__ = [
     "InProgressAnswer",
     "StorageErrorPolicy",
     "TasksConfig",
+    "check_setting",
     "redact_url",
     "to_seconds",
 ]
@@ -118,16 +119,12 @@ class TasksConfig:
         """
         _check_storage(self.storage)
         _match("key_prefix", self.key_prefix, _PREFIX, "1 to 100 visible ASCII characters")
-        for name in _DURATIONS:
-            self._set(name, to_seconds(name, getattr(self, name), zero_allowed=name == "wait"))
-        for name in _FLAGS:
-            _check_type(name, getattr(self, name), bool, "True or False")
+        for name in (*_DURATIONS, *_FLAGS, *_CHOICES):
+            self._set(name, check_setting(name, getattr(self, name)))
         for name, least in _COUNTS.items():
             _check_count(name, getattr(self, name), least)
         for name in _HEADERS:
             _match(name, getattr(self, name), _TOKEN, "the name of a header")
-        for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
         for name in ("tenant", "principal"):
             _check_resolver(name, getattr(self, name))
         self._set("methods", _to_methods(self.methods))
@@ -321,6 +318,28 @@ def _known_name(given: object) -> str:
 
 def _wrong(name: str, wanted: str, value: object) -> ConfigurationError:
     return ConfigurationError(name.upper(), f"must be {wanted}, not {value!r}.", value=value)
+
+
+def check_setting(name: str, value: object, *, shown: str | None = None) -> object:
+    """
+    Return the value of a duration, flag or choice as it is kept, checked by itself.
+
+    Args:
+        name: Which setting it is, in lower case.
+        value: What it was set to.
+        shown: Its name where it was set, if that is another one.
+
+    Raises:
+        ConfigurationError: The value is of the wrong type or out of range.
+    """
+    shown = shown or name
+    if name in _DURATIONS:
+        return to_seconds(shown, value, zero_allowed=name == "wait")
+    if name in _CHOICES:
+        _check_choice(shown, value, _CHOICES[name])
+    else:
+        _check_type(shown, value, bool, "True or False")
+    return value
 
 
 def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
