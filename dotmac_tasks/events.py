@@ -468,7 +468,7 @@ class EventDispatcher:
         self._thread: threading.Thread | None = None
         self._busy = False
         self._closing = False
-        self._dropped = 0
+        self._dropped: int = 0
         self._warned_at: float | None = None
 
     def _is_idle(self) -> bool:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from hashlib import sha256
 from math import isfinite
 from typing import Any, NoReturn
@@ -315,11 +315,10 @@ def _first(pair: tuple[str, Any]) -> str:
 
 def _render_enum(member: Enum) -> str:
     cls = type(member)
-    # A combination of flags may lack a name; its value is a number then.
-    name = member.name if isinstance(member.name, str) else member.value
-    return _tag(
-        "enum", f"[{_encode_text(f'{cls.__module__}.{cls.__qualname__}')},{_encode_text(name)}]"
-    )
+    kind = _encode_text(f"{cls.__module__}.{cls.__qualname__}")
+    # Combined flags may lack a name, but their value is always a number.
+    which = str(member.value) if isinstance(member, Flag) else _encode_text(member.name)
+    return _tag("enum", f"[{kind},{which}]")
 
 
 def _normalise_datetime(value: datetime, path: Path) -> str:

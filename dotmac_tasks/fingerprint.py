@@ -1,0 +1,557 @@
+"""
+What makes two requests the same: digests of bodies and of whole requests.
+
+JSON counts by value and multipart forms by their parts; whatever is malformed
+or ambiguous counts by its bytes, which is stricter. A form's ignored fields,
+such as a CSRF token, do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from decimal import Decimal
+from functools import lru_cache
+from hashlib import sha256
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple, Protocol
+
+from dotmac_tasks.keys import canonical_json
+
+__all__ = [
+    "FINGERPRINT_VERSION",
+    "FilePart",
+    "Readable",
+    "Rewindable",
+    "Spool",
+    "body_digest",
+    "parts_digest",
+    "request_fingerprint",
+    "selected_digest",
+    "stream_digest",
+]
+
+FINGERPRINT_VERSION = 1
+"""
+Part of every fingerprint; another way to make them needs another number.
+"""
+
+_CHUNK = 64 * 1024
+# Larger bodies count by their bytes, so that memory stays bounded.
+_MAX_PARSED = 1024 * 1024
+# Up to twice as deep is parsed, the same in every process; beyond it the bytes count.
+_MAX_DEPTH = 100
+_MAX_PART_HEADERS = 16 * 1024
+_MAX_PARTS = 10_000
+
+_CONTENT_TYPE = re.compile(r"\s*([^\s;]*)[^;]*(.*)", re.DOTALL)
+_PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:\\.|[^"\\])*"|[^;\s]*)')
+_ESCAPED = re.compile(r'\\(["\\])')
+# The end is optional: an unterminated string would be tried again from each quote in it.
+_JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NO_BRACKET = re.compile(r"[^][{}]+")
+
+
+class Readable(Protocol):
+    """
+    A stream of bytes; read by one thread.
+    """
+
+    def read(self, size: int, /) -> bytes:
+        """
+        Return at most so many bytes; none at the end.
+        """
+        ...
+
+
+class Rewindable(Readable, Protocol):
+    """
+    A stream of bytes that can be read again; read by one thread.
+    """
+
+    def seek(self, offset: int, /) -> object:
+        """
+        Go to a position.
+        """
+        ...
+
+
+class FilePart(NamedTuple):
+    """
+    A file of a form that a framework has already parsed.
+
+    Attributes:
+        name: Name of the form's field.
+        filename: The file's name, as the client sent it.
+        content_type: Its content type, as the client sent it; empty if it sent none.
+        content: Its bytes; read from the beginning and left there.
+    """
+
+    name: str
+    filename: str
+    content_type: str
+    content: Rewindable
+
+
+def body_digest(
+    content_type: str, body: bytes, *, ignored_fields: Collection[str] = frozenset()
+) -> bytes:
+    """
+    Return the digest of a body.
+
+    Args:
+        content_type: The value of the Content-Type header; empty if there is none.
+        body: All of the body.
+        ignored_fields: Names of form fields that do not count.
+    """
+    if _parse_content_type(content_type).is_json:
+        return _json_digest(body)
+    digester = _Digester(content_type, ignored_fields)
+    digester.update(body)
+    return digester.digest()
+
+
+def stream_digest(
+    content_type: str, stream: Readable, *, ignored_fields: Collection[str] = frozenset()
+) -> bytes:
+    """
+    Return what `body_digest` returns for the same bytes, reading them in chunks to the end.
+    """
+    digester = _Digester(content_type, ignored_fields)
+    while chunk := stream.read(_CHUNK):
+        digester.update(chunk)
+    return digester.digest()
+
+
+def parts_digest(
+    fields: Iterable[tuple[str, str]],
+    files: Iterable[FilePart],
+    *,
+    ignored_fields: Collection[str] = frozenset(),
+) -> bytes:
+    """
+    Return the digest of a multipart form that a framework has already parsed.
+
+    It equals `body_digest` of the form where parsing lost nothing: fields in UTF-8 without
+    headers of their own, files with a name that the framework left alone. Values of one name
+    count in their order, names in any order.
+    """
+    parts = _Parts(ignored_fields)
+    for name, value in fields:
+        parts.add(_PartHead(_to_bytes(name), None, b"", b""), sha256(_to_bytes(value)).digest())
+    for file in files:
+        content = sha256()
+        file.content.seek(0)
+        while chunk := file.content.read(_CHUNK):
+            content.update(chunk)
+        file.content.seek(0)
+        head = _PartHead(
+            _to_bytes(file.name), _to_bytes(file.filename), _to_bytes(file.content_type), b""
+        )
+        parts.add(head, content.digest())
+    return parts.digest()
+
+
+def selected_digest(selected: Any) -> bytes:
+    """
+    Return the digest of what a view's selector has picked: bytes, text or JSON data.
+
+    The three kinds never meet; JSON data counts by value.
+
+    Raises:
+        SerializationError: It is something else.
+    """
+    if isinstance(selected, bytes):
+        return sha256(b"selected bytes:" + selected).digest()
+    kind = "text" if isinstance(selected, str) else "data"
+    return sha256(f"selected {kind}:{canonical_json(selected)}".encode()).digest()
+
+
+def request_fingerprint(
+    method: str, path: str, query: str, content_type: str, body_digest: bytes
+) -> str:
+    """
+    Return the fingerprint of a request: 32 hex digits.
+
+    Of the content type only the media type and the charset count, of the rest every character:
+    neither path nor query is normalised, since applications may tell their spellings apart.
+    """
+    text = (
+        f"{FINGERPRINT_VERSION}:{method}:{len(path)}:{path}{len(query)}:{query}"
+        f"{_parse_content_type(content_type).canonical}:{body_digest.hex()}"
+    )
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Spool:
+    """
+    A request body, read once, digested on the way and kept to be read again.
+
+    Belongs to the thread that handles the request. Small bodies stay in memory, larger ones go to
+    a temporary file, which `close` removes.
+
+    Args:
+        stream: Where the body comes from.
+        length: How many bytes to read and never more; None reads to the end, which only a stream
+            that the server ends by itself has.
+        content_type: The value of the Content-Type header; empty if there is none.
+        ignored_fields: Names of form fields that do not count.
+        max_memory: Bytes above which a file is used.
+
+    Attributes:
+        file: The body, at its beginning.
+        digest: What `body_digest` returns for it.
+        length: How many bytes were read.
+        is_complete: False where the stream ended before `length` bytes.
+    """
+
+    def __init__(
+        self,
+        stream: Readable,
+        length: int | None,
+        content_type: str,
+        *,
+        ignored_fields: Collection[str] = frozenset(),
+        max_memory: int = 256 * 1024,
+    ) -> None:
+        self.file = SpooledTemporaryFile(max_size=max_memory)  # noqa: SIM115 - outlives the call
+        try:
+            self.length, self.digest = self._fill(
+                stream, length, _Digester(content_type, ignored_fields)
+            )
+            self.file.seek(0)
+        except BaseException:
+            self.file.close()
+            raise
+        self.is_complete = length is None or self.length == length
+
+    def close(self) -> None:
+        """
+        Remove the temporary file; may be called twice.
+        """
+        self.file.close()
+
+    def _fill(self, stream: Readable, length: int | None, digester: _Digester) -> tuple[int, bytes]:
+        done = 0
+        while length is None or done < length:
+            chunk = stream.read(_CHUNK if length is None else min(_CHUNK, length - done))
+            if not chunk:
+                break
+            digester.update(chunk)
+            self.file.write(chunk)
+            done += len(chunk)
+        return done, digester.digest()
+
+
+class _ContentType(NamedTuple):
+    media: str
+    canonical: str
+    boundary: bytes
+    is_json: bool
+
+
+@lru_cache(maxsize=256)
+def _parse_content_type(value: str) -> _ContentType:
+    match = _CONTENT_TYPE.match(value)
+    media = match[1].lower() if match else ""
+    parameters = _parse_parameters(match[2] if match else "")
+    boundary = _to_bytes(parameters.get("boundary", ""))
+    charset = parameters.get("charset", "").lower()
+    is_json = media == "application/json" or media.endswith("+json")
+    return _ContentType(media, f"{len(media)}:{media};{charset}", boundary, is_json)
+
+
+def _parse_parameters(text: str) -> dict[str, str]:
+    return {
+        name.lower(): _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
+        for name, value in _PARAMETER.findall(text)
+    }
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+# JSON
+
+
+class _AmbiguousError(ValueError):
+    """
+    JSON whose value depends on who reads it; raised and caught by one thread.
+    """
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _AmbiguousError("duplicate members")
+    return members
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if repr(value) == text and value:
+        return value
+    # Infinity has no exact ratio, and the sign of -0.0 is lost on some readers.
+    if Decimal(repr(value)) != Decimal(text) or (not value and text.startswith("-")):
+        raise _AmbiguousError("a number loses something")
+    return value
+
+
+def _int(text: str) -> int:
+    if text == "-0":
+        raise _AmbiguousError("a negative zero")
+    return int(text)
+
+
+def _constant(text: str) -> float:
+    raise _AmbiguousError(text)
+
+
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_float, parse_constant=_constant
+).decode
+# Slower, since each whole number costs a call.
+_decode_with_zeros = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_float, parse_int=_int, parse_constant=_constant
+).decode
+_encode = json.JSONEncoder(sort_keys=True, check_circular=False, separators=(",", ":")).encode
+
+
+def _json_digest(body: bytes) -> bytes:
+    if len(body) <= _MAX_PARSED:
+        try:
+            text = body.decode()
+            if text.count("[") + text.count("{") <= _MAX_DEPTH or not _is_deep(text):
+                value = _decode_with_zeros(text) if "-0" in text else _decode(text)
+                return sha256(b"json:" + _encode(value).encode()).digest()
+        # The depth is bounded, but what the caller's stack leaves is not ours to know.
+        except (ValueError, ArithmeticError, RecursionError):
+            pass
+    return _raw_digest(body)
+
+
+def _raw_digest(body: bytes) -> bytes:
+    digest = sha256(b"raw:")
+    digest.update(body)
+    return digest.digest()
+
+
+def _is_deep(text: str) -> bool:
+    """
+    Tell whether brackets are nested too deep, each round taking away the innermost pairs.
+    """
+    brackets = _NO_BRACKET.sub("", _JSON_STRING.sub("", text))
+    for _ in range(_MAX_DEPTH):
+        outer = brackets.replace("[]", "").replace("{}", "")
+        if len(outer) == len(brackets):
+            break
+        brackets = outer
+    return bool(brackets)
+
+
+# Forms
+
+
+class _MalformedError(ValueError):
+    """
+    A form that cannot be told into parts; raised and caught by one thread.
+    """
+
+
+class _PartHead(NamedTuple):
+    name: bytes
+    filename: bytes | None  # None is a field, not a file
+    content_type: bytes
+    other_headers: bytes
+
+
+class _Parts:
+    """
+    The digests of a form's parts, in no order but that of equal names; for one thread.
+    """
+
+    def __init__(self, ignored_fields: Collection[str]) -> None:
+        self._ignored = {_to_bytes(name) for name in ignored_fields}
+        self._seen: Counter[tuple[bytes, bool]] = Counter()
+        self._digests: list[bytes] = []
+
+    def add(self, head: _PartHead, content_digest: bytes) -> None:
+        if head.filename is None and head.name in self._ignored:
+            return
+        group = (head.name, head.filename is None)
+        facts = (
+            head.name,
+            b"field" if head.filename is None else b"file:" + head.filename,
+            head.content_type,
+            head.other_headers,
+            b"%d" % self._seen[group],
+            content_digest,
+        )
+        self._seen[group] += 1
+        self._digests.append(sha256(b"".join(b"%d:%b" % (len(x), x) for x in facts)).digest())
+
+    def digest(self) -> bytes:
+        return sha256(b"multipart:" + b"".join(sorted(self._digests))).digest()
+
+
+class _Digester:
+    """
+    Digests a body that comes in chunks, in bounded memory; for one thread.
+    """
+
+    def __init__(self, content_type: str, ignored_fields: Collection[str]) -> None:
+        kind = _parse_content_type(content_type)
+        self._raw = sha256(b"raw:")
+        self._ignored = ignored_fields
+        self._is_json = kind.is_json
+        self._buffer: bytearray | None = None
+        self._multipart: _Multipart | None = None
+        if kind.is_json or (kind.media == "application/x-www-form-urlencoded" and self._ignored):
+            self._buffer = bytearray()
+        elif kind.media == "multipart/form-data" and kind.boundary:
+            self._multipart = _Multipart(kind.boundary, _Parts(ignored_fields))
+
+    def update(self, chunk: bytes) -> None:
+        self._raw.update(chunk)
+        if self._buffer is not None:
+            if len(self._buffer) + len(chunk) > _MAX_PARSED:
+                self._buffer = None
+            else:
+                self._buffer += chunk
+        elif self._multipart is not None:
+            try:
+                self._multipart.update(chunk)
+            except _MalformedError:
+                self._multipart = None
+
+    def digest(self) -> bytes:
+        if self._buffer is not None:
+            body = bytes(self._buffer)
+            return _json_digest(body) if self._is_json else _form_digest(body, self._ignored)
+        if self._multipart is not None and self._multipart.is_complete:
+            return self._multipart.parts.digest()
+        return self._raw.digest()
+
+
+def _form_digest(body: bytes, ignored_fields: Collection[str]) -> bytes:
+    ignored = {_to_bytes(name) for name in ignored_fields}
+    pairs = [pair for pair in body.split(b"&") if pair.partition(b"=")[0] not in ignored]
+    return sha256(b"form:" + b"&".join(pairs)).digest()
+
+
+class _Multipart:
+    """
+    Tells a multipart form into its parts as its bytes come in; for one thread.
+
+    Keeps a part's headers and the digests of parts, never a part's content.
+    """
+
+    def __init__(self, boundary: bytes, parts: _Parts) -> None:
+        self.parts = parts
+        self.is_complete = False
+        self._delimiter = b"\r\n--" + boundary
+        # The first delimiter may stand at the very beginning, without a line before it.
+        self._buffer = bytearray(b"\r\n")
+        self._step = self._skip_preamble
+        self._count = 0
+        self._head = _PartHead(b"", None, b"", b"")
+        self._content = sha256()
+        self._size = 0
+
+    def update(self, chunk: bytes) -> None:
+        if not self.is_complete:
+            self._buffer += chunk
+            while self._step():
+                pass
+
+    def _skip_preamble(self) -> bool:
+        at = self._buffer.find(self._delimiter)
+        if at < 0:
+            del self._buffer[: -len(self._delimiter)]
+            return False
+        del self._buffer[: at + len(self._delimiter)]
+        self._step = self._read_delimiter_end
+        return True
+
+    def _read_delimiter_end(self) -> bool:
+        if len(self._buffer) < 2:
+            return False
+        if self._buffer.startswith(b"--"):
+            self.is_complete = True
+            self._buffer.clear()
+            return False
+        end = self._buffer.find(b"\r\n")
+        if end < 0:
+            if len(self._buffer) > _MAX_PART_HEADERS:
+                raise _MalformedError("a delimiter's line does not end")
+            return False
+        if self._buffer[:end].strip(b" \t"):
+            raise _MalformedError("a delimiter's line goes on")
+        del self._buffer[:end]  # its line end stays, so that no headers look like some
+        self._step = self._read_headers
+        return True
+
+    def _read_headers(self) -> bool:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end > _MAX_PART_HEADERS or (end < 0 and len(self._buffer) > _MAX_PART_HEADERS):
+            raise _MalformedError("a part's headers are too long")
+        if end < 0:
+            return False
+        self._count += 1
+        if self._count > _MAX_PARTS:
+            raise _MalformedError("too many parts")
+        self._head = _parse_part_head(bytes(self._buffer[2:end]))
+        self._content = sha256()
+        self._size = 0
+        del self._buffer[: end + 4]
+        self._step = self._read_content
+        return True
+
+    def _read_content(self) -> bool:
+        at = self._buffer.find(self._delimiter)
+        # What could be the beginning of the delimiter waits for the next chunk.
+        end = at if at >= 0 else len(self._buffer) - len(self._delimiter)
+        if end > 0:
+            self._content.update(self._buffer[:end])
+            self._size += end
+            del self._buffer[:end]
+        if at < 0:
+            return False
+        # A file input that was left empty; frameworks drop it.
+        if self._size or self._head.filename != b"":
+            self.parts.add(self._head, self._content.digest())
+        del self._buffer[: len(self._delimiter)]
+        self._step = self._read_delimiter_end
+        return True
+
+
+def _parse_part_head(block: bytes) -> _PartHead:
+    parameters: dict[str, str] = {}
+    content_type = ""
+    others: list[str] = []
+    for line in block.decode("utf-8", "surrogateescape").split("\r\n"):
+        name, found, value = line.partition(":")
+        name, value = name.strip().lower(), value.strip()
+        if not found:
+            raise _MalformedError("a part's header has no colon")
+        if name == "content-disposition":
+            parameters = _parse_parameters(value)
+        elif name == "content-type":
+            content_type = value
+        else:
+            others.append(f"{name}:{value}")
+    if "name" not in parameters:
+        raise _MalformedError("a part has no name")
+    filename = parameters.get("filename")
+    if "filename*" in parameters:
+        others.append(f"filename*:{parameters['filename*']}")
+        filename = filename or "*"
+    return _PartHead(
+        _to_bytes(parameters["name"]),
+        None if filename is None else _to_bytes(filename),
+        _to_bytes(content_type),
+        _to_bytes("\n".join(sorted(others))),
+    )
