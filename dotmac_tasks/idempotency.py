@@ -16,7 +16,7 @@ import random
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.config import TasksConfig
@@ -703,7 +703,7 @@ class IdempotentOperation:
             claim.abandon()
 
 
-class FunctionKey(NamedTuple, Generic[P]):
+class FunctionKey(NamedTuple):
     """
     How the calls of one function are told apart.
 
@@ -713,15 +713,15 @@ class FunctionKey(NamedTuple, Generic[P]):
         key: What returns the stored key of a call; None to build it from the call.
     """
 
-    tenant_id: str | Callable[P, str]
-    user_id: str | Callable[P, str | None] | None
-    key: Callable[P, str] | None
+    tenant_id: str | Callable[..., str]
+    user_id: str | Callable[..., str | None] | None
+    key: Callable[..., str] | None
 
 
 def decorate_function(
     guard: IdempotencyGuard,
     settings: OperationSettings,
-    how: FunctionKey[P],
+    how: FunctionKey,
     function: Callable[P, R],
 ) -> Callable[P, R]:
     """
@@ -735,7 +735,7 @@ def decorate_function(
     """
     if isinstance(function, classmethod | staticmethod):
         inner = decorate_function(guard, settings, how, function.__func__)
-        return type(function)(inner)  # type: ignore[return-value]
+        return cast("Callable[P, R]", type(function)(inner))
     _refuse_unfit(function)
     make_request = _request_maker(settings, how, function)
 
@@ -743,7 +743,7 @@ def decorate_function(
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         claim, replayed = _begin(guard, make_request(*args, **kwargs), settings.wait)
         if claim is None:
-            return replayed
+            return cast("R", replayed)
         try:
             try:
                 result = function(*args, **kwargs)
@@ -851,7 +851,7 @@ def _refuse_unfit(function: Callable[..., Any]) -> None:
 
 
 def _request_maker(
-    settings: OperationSettings, how: FunctionKey[P], function: Callable[P, Any]
+    settings: OperationSettings, how: FunctionKey, function: Callable[P, Any]
 ) -> Callable[P, ClaimRequest]:
     """
     Return what builds the request of one call.

@@ -1,0 +1,197 @@
+"""
+What a manager says of itself: health, statistics, the report of a cleanup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.heartbeat import Heartbeat
+from dotmac_tasks.idempotency import GuardCounts, IdempotencyGuard
+from dotmac_tasks.models import StorageHealth, StorageStats
+from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.typing import Clock
+
+__all__ = [
+    "CleanupReport",
+    "HealthReport",
+    "ManagerStats",
+    "clean_up",
+    "collect_stats",
+    "report_health",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthReport:
+    """
+    Whether the manager can do its work; immutable, holds no secrets.
+
+    Attributes:
+        healthy: Whether the storage answers and can be written to.
+        checked_at: When it was asked.
+        storage: What the storage says of itself.
+        leases_held: Leases that this process renews.
+        outcomes_waiting: Outcomes that could not be written yet.
+        warnings: What will hurt, one sentence each.
+    """
+
+    healthy: bool
+    checked_at: datetime
+    storage: StorageHealth
+    leases_held: int
+    outcomes_waiting: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Return it as plain JSON data.
+        """
+        return {
+            "healthy": self.healthy,
+            "checked_at": self.checked_at.isoformat(),
+            "storage": {
+                "backend": self.storage.backend,
+                "healthy": self.storage.healthy,
+                "latency": self.storage.latency,
+                "details": dict(self.storage.details),
+            },
+            "leases_held": self.leases_held,
+            "outcomes_waiting": self.outcomes_waiting,
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManagerStats:
+    """
+    Counts of the storage, and of this process since the manager was made.
+
+    Immutable, so shared by all threads.
+
+    Attributes:
+        idempotency_keys: Records in the storage, of all processes.
+        operations: Background operations in the storage, likewise.
+        leases_held: Claims and locks that this process renews now.
+        outcomes_waiting: Outcomes of this process that could not be written yet.
+        executions: Claims that this process got.
+        takeovers: Those of them whose earlier executor had died.
+        replays: Duplicates that got a recorded outcome.
+        conflicts: Duplicates that got none: running, unresolved, mismatched.
+        claims_lost: Claims that were lost while their work ran.
+        completions_delayed: Outcomes that could not be written at once.
+        events_dropped: Events that hooks were too slow for.
+    """
+
+    idempotency_keys: int
+    operations: int
+    leases_held: int
+    outcomes_waiting: int
+    executions: int
+    takeovers: int
+    replays: int
+    conflicts: int
+    claims_lost: int
+    completions_delayed: int
+    events_dropped: int
+
+    def to_dict(self) -> dict[str, int]:
+        """
+        Return it as plain JSON data.
+        """
+        return asdict(self)
+
+
+class CleanupReport(NamedTuple):
+    """
+    What a cleanup did.
+
+    Attributes:
+        removed: Expired entries that were removed, or would have been.
+        batches: Commands that it took.
+        more: Whether expired ones are left.
+        dry_run: Whether it only counted.
+    """
+
+    removed: int
+    batches: int
+    more: bool
+    dry_run: bool
+
+
+def report_health(
+    storage: Storage, heartbeat: Heartbeat, config: TasksConfig, clock: Clock
+) -> HealthReport:
+    """
+    Ask the storage how it is; never raises for the storage's sake.
+    """
+    answer = storage.check_health()
+    waiting = heartbeat.unwritten_count
+    warnings = (*answer.warnings, *config.find_risks())
+    if waiting:
+        warnings += (f"{waiting} outcomes of this process wait to be written.",)
+    return HealthReport(
+        healthy=answer.healthy,
+        checked_at=clock.now(),
+        storage=answer,
+        leases_held=heartbeat.held_count,
+        outcomes_waiting=waiting,
+        warnings=warnings,
+    )
+
+
+def collect_stats(
+    counted: StorageStats, guard: IdempotencyGuard, events_dropped: int
+) -> ManagerStats:
+    """
+    Put together what the storage and this process have counted.
+    """
+    seen: GuardCounts = guard.counts
+    return ManagerStats(
+        idempotency_keys=counted.idempotency_keys,
+        operations=counted.operations,
+        leases_held=guard.heartbeat.held_count,
+        outcomes_waiting=guard.heartbeat.unwritten_count,
+        executions=seen.executions,
+        takeovers=seen.takeovers,
+        replays=seen.replays,
+        conflicts=seen.conflicts,
+        claims_lost=seen.lost,
+        completions_delayed=seen.delayed,
+        events_dropped=events_dropped,
+    )
+
+
+def clean_up(
+    storage: Storage,
+    *,
+    batch_size: int,
+    max_records: int | None,
+    dry_run: bool,
+    go_on: Callable[[], bool] = lambda: True,
+) -> CleanupReport:
+    """
+    Remove expired records batch by batch, while `go_on` says so.
+
+    Two at once share the work; neither removes anything that is live.
+
+    Raises:
+        StorageError: The storage failed; what was removed before stays removed.
+    """
+    if dry_run:
+        counted = storage.purge_expired(batch_size, dry_run=True).removed
+        return CleanupReport(counted, 0, more=counted > 0, dry_run=True)
+    removed = batches = 0
+    more = True
+    while more and (max_records is None or removed < max_records) and go_on():
+        limit = batch_size if max_records is None else min(batch_size, max_records - removed)
+        batch = storage.purge_expired(limit)
+        removed += batch.removed
+        batches += 1
+        # One that removed nothing would be repeated without end.
+        more = batch.more and batch.removed > 0
+    return CleanupReport(removed, batches, more, dry_run=False)

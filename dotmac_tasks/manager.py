@@ -1,0 +1,684 @@
+"""
+The façade: settings, storage, hooks and the engine, wired together.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from dotmac_tasks.clock import SystemClock
+from dotmac_tasks.config import TasksConfig, to_seconds
+from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
+from dotmac_tasks.events import (
+    EventDispatcher,
+    MetricsHooks,
+    OperationEnqueued,
+)
+from dotmac_tasks.fork import reset_after_fork
+from dotmac_tasks.health import (
+    CleanupReport,
+    HealthReport,
+    ManagerStats,
+    clean_up,
+    collect_stats,
+    report_health,
+)
+from dotmac_tasks.heartbeat import Heartbeat
+from dotmac_tasks.idempotency import (
+    FunctionKey,
+    IdempotencyGuard,
+    IdempotentOperation,
+    OperationSettings,
+    decorate_function,
+    fingerprint_of,
+    log_fields,
+)
+from dotmac_tasks.keys import generate_idempotency_key
+from dotmac_tasks.locks import DistributedLock
+from dotmac_tasks.models import (
+    AbandonedPolicy,
+    BackgroundOperation,
+    IdempotencyKey,
+    OperationPage,
+    OperationStatus,
+    SettleOutcome,
+)
+from dotmac_tasks.operations import BackgroundOperations, show_key
+from dotmac_tasks.serialization import encode_error, encode_result
+from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.memory import MemoryStorage
+from dotmac_tasks.storage.observed import ObservedStorage
+from dotmac_tasks.storage.registry import storage_from_setting
+from dotmac_tasks.typing import Clock, Parameters
+
+__all__ = ["BackgroundOperationsManager"]
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CLEANUP_THREAD_NAME = "dotmac-tasks.cleanup"
+_BATCH = 1000
+
+
+class BackgroundOperationsManager:
+    """
+    Idempotency keys, locks and background operations over one storage.
+
+    Instances are shared by all threads and usable in the child of a fork. Every
+    method blocks, for no longer than the storage's timeout unless it says so.
+    Constructing one starts no thread and opens no connection.
+
+    Every method that takes a key or an id also takes a `tenant_id`, and then
+    behaves as if another tenant's record did not exist.
+
+    Args:
+        storage: A storage, a URL, or ``{"BACKEND": ..., "OPTIONS": ...}``. Without
+            one, the setting decides, by default a `MemoryStorage` of its own.
+        hooks: Receive what happens; see `MetricsHooks`.
+        clock: Tells the time; for tests.
+        config: Settings to start from.
+        settings: Single settings, by their lower-case names; they win over `config`.
+
+    Attributes:
+        config: The settings.
+        storage: The storage, observed where there are hooks.
+        guard: Claims keys; the HTTP layer uses it.
+        heartbeat: Renews what this process holds.
+        events: Hands events to the hooks.
+        wsgi_app: The application that was wrapped last, if one was.
+
+    Raises:
+        ConfigurationError: A setting is unknown, wrong or cannot work.
+    """
+
+    def __init__(
+        self,
+        storage: Storage | str | Mapping[str, Any] | None = None,
+        *,
+        hooks: Sequence[MetricsHooks] = (),
+        clock: Clock | None = None,
+        config: TasksConfig | None = None,
+        **settings: Any,
+    ) -> None:
+        if storage is not None and not isinstance(storage, Storage):
+            settings["storage"] = storage
+        self.config = TasksConfig.from_mapping(settings, base=config)
+        self.wsgi_app: Any = None
+        self._clock = clock or SystemClock()
+        self.events = EventDispatcher(hooks, self._clock)
+        # A storage that was handed in belongs to whoever made it.
+        self._owns_storage = not isinstance(storage, Storage)
+        self.storage = storage if isinstance(storage, Storage) else self._make_storage()
+        if self.events.active:
+            self.storage = ObservedStorage(self.storage, self.events, self._clock)
+        self._cleanup = _CleanupThread(self)
+        self.heartbeat = Heartbeat(
+            self.storage,
+            clock=self._clock,
+            max_execution=self.config.max_execution,
+            on_start=self._cleanup.start,
+        )
+        self.guard = IdempotencyGuard(
+            self.storage, self.heartbeat, self.events, self.config, self._clock
+        )
+        self._operations = BackgroundOperations(self.storage, self.events, self.config)
+
+    def _make_storage(self) -> Storage:
+        config = self.config
+        if config.storage == "memory://":
+            return MemoryStorage(clock=self._clock)
+        return storage_from_setting(
+            config.storage, prefix=config.key_prefix, timeout=config.storage_timeout
+        )
+
+    @classmethod
+    def from_env(
+        cls, *, hooks: Sequence[MetricsHooks] = (), clock: Clock | None = None, **settings: Any
+    ) -> Self:
+        """
+        Make a manager from the environment: ``DOTMAC_TASKS_<NAME>``, ``REDIS_URL``.
+
+        Raises:
+            ConfigurationError: A setting is unknown, wrong or cannot work.
+        """
+        return cls(hooks=hooks, clock=clock, config=TasksConfig.from_env(), **settings)
+
+    # Life
+
+    def start(self) -> Self:
+        """
+        Start the cleanup thread where it is enabled; may be called twice.
+
+        Not needed: the first use starts what it needs.
+        """
+        self._cleanup.start()
+        return self
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """
+        Stop the threads, write what waits to be written, give up connections.
+
+        Blocks for about `timeout` seconds at most. Leases that are still held run
+        out by themselves. A storage that was handed in is left open. A later use
+        starts anew.
+        """
+        self._cleanup.stop(timeout)
+        self.heartbeat.stop(timeout)
+        self.events.close()
+        if self._owns_storage:
+            self.storage.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # Idempotency keys
+
+    def generate_idempotency_key(
+        self, tenant_id: str, user_id: str | None, operation_type: str, parameters: Any
+    ) -> str:
+        """
+        Return the key of an operation: 32 hex digits, equal for equal arguments.
+
+        Raises:
+            SerializationError: A parameter has no canonical form.
+        """
+        return generate_idempotency_key(tenant_id, user_id, operation_type, parameters)
+
+    def create_idempotency_key(
+        self,
+        tenant_id: str,
+        user_id: str | None,
+        operation_type: str,
+        key: str | None = None,
+        ttl: float | None = None,
+        parameters: Parameters | None = None,
+    ) -> IdempotencyKey:
+        """
+        Record a pending operation under a key, or return what is there.
+
+        One atomic step; what is there is never reset. An unclaimed record lives
+        for `ttl` seconds from now, a finished one from its completion.
+
+        Args:
+            tenant_id: The tenant.
+            user_id: The principal, if there is one.
+            operation_type: What kind of work.
+            key: The stored key; without one it is generated from the rest.
+            ttl: Retention in seconds; the default of the settings without one.
+            parameters: What the key is generated from.
+
+        Raises:
+            KeyReusedError: Another tenant holds this key.
+            InvalidKeyError: The key cannot be stored.
+            ConfigurationError: The retention is not positive.
+            SerializationError: A parameter has no canonical form.
+            StorageError: The storage failed.
+        """
+        if key is None:
+            key = generate_idempotency_key(tenant_id, user_id, operation_type, parameters or {})
+        request = self._settings(operation_type, ttl).to_request(key, tenant_id, user_id, "")
+        record = self.storage.ensure_operation(request)
+        if record.tenant_id != tenant_id:
+            raise KeyReusedError(key)
+        self._cleanup.start()
+        if self.events.active and record.status is OperationStatus.PENDING:
+            self.events.emit(OperationEnqueued(**log_fields(request)))
+        return show_key(record, self.storage.name)
+
+    def check_idempotency(self, key: str, tenant_id: str | None = None) -> IdempotencyKey | None:
+        """
+        Return what is recorded under a stored key, or None.
+
+        Raises:
+            CorruptRecordError: The record cannot be read.
+            StorageError: The storage failed.
+        """
+        record = self.storage.find_operation(key)
+        if record is None or (tenant_id is not None and record.tenant_id != tenant_id):
+            return None
+        return show_key(record, self.storage.name)
+
+    def complete_idempotent_operation(
+        self, key: str, result: Any, error: str | None = None, *, tenant_id: str | None = None
+    ) -> bool:
+        """
+        Record the outcome of an operation that has no live executor.
+
+        For pending operations, those handed on by `defer_operation`, and
+        abandoned ones that wait for a decision. Atomic; the first outcome stays.
+
+        Args:
+            key: The stored key.
+            result: The result, as JSON data.
+            error: With one, the operation failed, and this is what duplicates see.
+            tenant_id: The tenant that the key must belong to.
+
+        Returns:
+            True if the operation is finished now, by this or an earlier call.
+            False if it is unknown, or an executor is at work on it.
+
+        Raises:
+            SerializationError: The result is not JSON; nothing is written.
+            StorageError: The storage failed; the same call can be made again.
+        """
+        payload = encode_result(result) if error is None else encode_error(error)
+        outcome = self.storage.settle_operation(
+            key, payload, failed=error is not None, tenant_id=tenant_id
+        )
+        return outcome is SettleOutcome.DONE or outcome is SettleOutcome.FINISHED
+
+    def idempotent(
+        self,
+        operation_type: str,
+        *,
+        tenant_id: str | Callable[..., str] = "default",
+        user_id: str | Callable[..., str | None] | None = None,
+        key: Callable[..., str] | None = None,
+        ttl: float | None = None,
+        wait: float | None = None,
+        lease: float | None = None,
+        on_abandoned: AbandonedPolicy | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """
+        Decorate a function so that equal calls do their work once.
+
+        A duplicate returns the recorded result. While the first call runs, it
+        raises `OperationInProgressError`, or waits. An exception of the function
+        releases the key and passes through. An interrupt or exit leaves the lease
+        to decide. If the storage is down, the function does not run: the error
+        comes before the work. If it goes down during the work, the caller gets
+        the result, and recording it is tried again in the background.
+
+        Two calls are equal when their arguments are, however they are passed,
+        defaults included. `self` and `cls` are no part of the key: an instance has
+        no form that other processes know, so give what identifies it to `key`.
+
+        Args:
+            operation_type: Names the work; part of the key, so a renamed function
+                keeps its records.
+            tenant_id: The tenant, or a callable that gets the call's arguments.
+            user_id: The principal, likewise.
+            key: Gets the call's arguments and returns the stored key. A key that
+                was used for another operation type raises `KeyReusedError`.
+            ttl: Retention of the result in seconds.
+            wait: Seconds that a duplicate waits for the running call.
+            lease: Seconds that the claim lives without a renewal.
+            on_abandoned: What happens when an executor died: ``rerun`` or ``refuse``.
+
+        The decorated function raises, besides what the function does:
+            OperationInProgressError: The first call is still running.
+            OperationFailedError: The operation was recorded as failed.
+            OutcomeUnknownError: Abandoned, or its result could not be recorded.
+            ClaimLostError: The work ran, but somebody else took over; the result
+                is on the error.
+            KeyReusedError: The key stands for another operation or tenant.
+            SerializationError: An argument has no canonical form and nothing ran,
+                or the result is not JSON: then the work is done and never repeated.
+            StorageError: The storage failed before the work.
+
+        Raises:
+            ConfigurationError: A setting cannot work.
+            TypeError: A coroutine function or generator is decorated.
+        """
+        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
+        how = FunctionKey(tenant_id, user_id, key)
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            return decorate_function(self.guard, settings, how, function)
+
+        return decorate
+
+    def idempotent_operation(
+        self,
+        operation_type: str,
+        parameters: Parameters | None = None,
+        *,
+        tenant_id: str = "default",
+        user_id: str | None = None,
+        key: str | None = None,
+        ttl: float | None = None,
+        wait: float | None = None,
+        lease: float | None = None,
+        on_abandoned: AbandonedPolicy | None = None,
+    ) -> IdempotentOperation:
+        """
+        Protect a block of code, where a decorator does not fit.
+
+        See `IdempotentOperation` for how it is used, and `idempotent` for the
+        settings. The key is generated from the parameters, or is `key`; then other
+        parameters under the same key raise `KeyReusedError`.
+
+        Raises:
+            ConfigurationError: A setting cannot work, or neither parameters nor a
+                key say which operation it is.
+            InvalidKeyError: The key cannot be stored.
+            SerializationError: A parameter has no canonical form.
+        """
+        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
+        if key is not None:
+            fingerprint = fingerprint_of(operation_type, parameters)
+        elif parameters is not None:
+            key = generate_idempotency_key(tenant_id, user_id, operation_type, parameters)
+            fingerprint = ""
+        else:
+            raise ConfigurationError("key", "is missing. Pass parameters or a key.")
+        request = settings.to_request(key, tenant_id, user_id, fingerprint)
+        return IdempotentOperation(self.guard, request, settings.wait)
+
+    def _settings(
+        self,
+        operation_type: str,
+        ttl: float | None,
+        wait: float | None = None,
+        lease: float | None = None,
+        on_abandoned: AbandonedPolicy | None = None,
+    ) -> OperationSettings:
+        config = self.config
+        retention = config.default_idempotency_ttl if ttl is None else to_seconds("ttl", ttl)
+        # A retention that was chosen shorter than the default lease shortens the lease with it.
+        seconds = min(config.lease, retention) if lease is None else to_seconds("lease", lease)
+        if seconds > retention:
+            raise ConfigurationError(
+                "lease", f"must be no longer than the retention ({retention:g} s).", value=lease
+            )
+        policy = config.on_abandoned if on_abandoned is None else on_abandoned
+        if policy not in ("rerun", "refuse"):
+            raise ConfigurationError(
+                "on_abandoned", 'must be "rerun" or "refuse".', value=on_abandoned
+            )
+        patience = 0.0 if wait is None else to_seconds("wait", wait, zero_allowed=True)
+        return OperationSettings(operation_type, retention, seconds, patience, policy)
+
+    # Background operations
+
+    def create_operation(
+        self,
+        tenant_id: str,
+        operation_type: str,
+        *,
+        user_id: str | None = None,
+        operation_id: str | None = None,
+        idempotency_key: str | None = None,
+        parameters: Parameters | None = None,
+    ) -> BackgroundOperation:
+        """
+        Record a pending operation, or return the one of that id that is there.
+
+        One that is linked to a stored key is shown as that key's record has it.
+
+        Raises:
+            InvalidKeyError: The id or the key cannot be stored.
+            SerializationError: A parameter is not JSON.
+            StaleRecordError: Another tenant has an operation of this id.
+            StorageError: The storage failed.
+        """
+        self._cleanup.start()
+        return self._operations.create(
+            tenant_id,
+            operation_type,
+            user_id=user_id,
+            operation_id=operation_id,
+            idempotency_key=idempotency_key,
+            parameters=parameters,
+        )
+
+    def start_operation(
+        self, operation_id: str, *, tenant_id: str | None = None
+    ) -> BackgroundOperation:
+        """
+        Mark an operation as being worked on.
+
+        Raises:
+            OperationNotFoundError: There is none for this tenant.
+            InvalidTransitionError: It has ended.
+            StorageError: The storage failed.
+        """
+        return self._operations.change(
+            operation_id, OperationStatus.IN_PROGRESS, tenant_id=tenant_id
+        )
+
+    def complete_operation(
+        self, operation_id: str, result: Any = None, *, tenant_id: str | None = None
+    ) -> BackgroundOperation:
+        """
+        Record the result of an operation; the same result again is no error.
+
+        Raises:
+            OperationNotFoundError: There is none for this tenant.
+            InvalidTransitionError: It has ended otherwise.
+            SerializationError: The result is not JSON; nothing is written.
+            StorageError: The storage failed; the same call can be made again.
+        """
+        return self._operations.change(
+            operation_id, OperationStatus.COMPLETED, tenant_id=tenant_id, result=result
+        )
+
+    def fail_operation(
+        self, operation_id: str, error: str, *, tenant_id: str | None = None
+    ) -> BackgroundOperation:
+        """
+        Record the failure of an operation; the same text again is no error.
+
+        Raises:
+            OperationNotFoundError: There is none for this tenant.
+            InvalidTransitionError: It has ended otherwise.
+            StorageError: The storage failed; the same call can be made again.
+        """
+        return self._operations.change(
+            operation_id, OperationStatus.FAILED, tenant_id=tenant_id, error=error
+        )
+
+    def get_operation_status(
+        self, operation_id: str, tenant_id: str | None = None
+    ) -> BackgroundOperation:
+        """
+        Return an operation as it stands, the record of its key included.
+
+        Raises:
+            OperationNotFoundError: There is none for this tenant.
+            CorruptRecordError: It cannot be read.
+            StorageError: The storage failed.
+        """
+        return self._operations.get(operation_id, tenant_id=tenant_id)
+
+    def list_operations(
+        self,
+        tenant_id: str,
+        *,
+        status: OperationStatus | str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> OperationPage:
+        """
+        Return one page of a tenant's operations, newest first.
+
+        A page may hold fewer than `limit` although more follow; only a cursor of
+        None means the end. Costs the same however many operations there are.
+
+        Raises:
+            ConfigurationError: The status is unknown, or the limit not positive.
+            StorageError: The storage failed.
+        """
+        _check_positive("limit", limit)
+        if status is not None:
+            try:
+                status = OperationStatus(status)
+            except ValueError:
+                known = ", ".join(OperationStatus)
+                raise ConfigurationError(
+                    "status", f"must be one of {known}.", value=status
+                ) from None
+        return self._operations.list(tenant_id, status=status, limit=limit, cursor=cursor)
+
+    # Locks
+
+    def lock(
+        self, name: str, ttl: float = 30, wait: float = 0, *, max_hold: float | None = None
+    ) -> DistributedLock:
+        """
+        Make a lock object for one execution; nothing is taken yet.
+
+        Args:
+            name: What is locked.
+            ttl: Seconds that the lock lives without a renewal.
+            wait: Seconds that acquiring waits for another holder.
+            max_hold: Seconds after which it is not renewed any more; the setting
+                `max_execution` without one.
+
+        Raises:
+            ConfigurationError: A duration cannot work.
+            LockError: The name cannot be used.
+        """
+        return DistributedLock(
+            name,
+            storage=self.storage,
+            heartbeat=self.heartbeat,
+            events=self.events,
+            clock=self._clock,
+            ttl=ttl,
+            wait=wait,
+            max_hold=max_hold,
+        )
+
+    # Housekeeping
+
+    def cleanup_now(
+        self, batch_size: int = 1000, max_records: int | None = None, dry_run: bool = False
+    ) -> CleanupReport:
+        """
+        Remove what has expired, in batches; safe beside any other use.
+
+        Blocks until nothing expired is left or `max_records` are removed. With
+        `dry_run` it only counts.
+
+        Raises:
+            ConfigurationError: A number is not positive.
+            StorageError: The storage failed; what was removed stays removed.
+        """
+        _check_positive("batch_size", batch_size)
+        if max_records is not None:
+            _check_positive("max_records", max_records)
+        return clean_up(
+            self.storage, batch_size=batch_size, max_records=max_records, dry_run=dry_run
+        )
+
+    def health_check(self) -> HealthReport:
+        """
+        Report whether the storage answers, and what will hurt; does not raise.
+        """
+        return report_health(self.storage, self.heartbeat, self.config, self._clock)
+
+    def get_stats(self) -> ManagerStats:
+        """
+        Count what is stored, and what this process has seen.
+
+        Raises:
+            StorageError: The storage failed.
+        """
+        return collect_stats(self.storage.get_stats(), self.guard, self.events.dropped)
+
+
+class _CleanupThread:
+    """
+    Removes expired records of one manager from time to time.
+
+    Shared by all threads: `_lock` guards `_thread` and `_stop`. Forgotten in the
+    child of a fork, where the next use starts it anew. Holds the manager by a
+    weak reference and ends with it.
+    """
+
+    def __init__(self, manager: BackgroundOperationsManager) -> None:
+        self._manager = weakref.ref(manager)
+        self._interval = manager.config.cleanup_interval
+        self._enabled = manager.config.enable_background_cleanup
+        self.after_fork()
+        reset_after_fork(self)
+
+    def after_fork(self) -> None:
+        """
+        Forget the parent's thread.
+        """
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """
+        Start it unless it runs or is disabled; never raises.
+        """
+        if not self._enabled:
+            return
+        with self._lock:
+            if self._thread is not None:
+                return
+            stop = threading.Event()
+            thread = threading.Thread(
+                target=self._run, args=(stop,), name=CLEANUP_THREAD_NAME, daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                logger.warning("The cleanup thread cannot be started", exc_info=True)
+                return
+            self._thread = thread
+            self._stop = stop
+
+    def stop(self, timeout: float) -> None:
+        """
+        End it after the batch at hand.
+        """
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stop.set()
+        if thread is not None:
+            thread.join(timeout)
+
+    def _run(self, stop: threading.Event) -> None:
+        # Processes that were started together spread out; no secret depends on it.
+        pause = self._interval * random.uniform(0.5, 1.0)  # noqa: S311
+        while not stop.wait(min(pause, threading.TIMEOUT_MAX)):
+            manager = self._manager()
+            if manager is None:
+                return
+            self._clean(manager.storage, stop)
+            del manager
+            pause = self._interval
+
+    def _clean(self, storage: Storage, stop: threading.Event) -> None:
+        try:
+            report = clean_up(
+                storage,
+                batch_size=_BATCH,
+                max_records=None,
+                dry_run=False,
+                go_on=lambda: not stop.is_set(),
+            )
+        except StorageError as error:
+            logger.warning("The cleanup failed and is tried again later: %s", error)
+        except Exception:
+            logger.exception("The cleanup failed and is tried again later")
+        else:
+            logger.info("Expired records were removed", extra={"removed": report.removed})
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(
+            name, f"must be a whole number over 0, not {value!r}.", value=value
+        )
