@@ -17,10 +17,15 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.config import (
+    InProgressAnswer,
+    StorageErrorPolicy,
+    TasksConfig,
+    check_setting,
+)
 from dotmac_tasks.errors import (
     ClaimLostError,
     ConfigurationError,
@@ -31,8 +36,8 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.events import StorageUnprotected
 from dotmac_tasks.fingerprint import request_fingerprint
-from dotmac_tasks.idempotency import Claim
-from dotmac_tasks.keys import http_storage_key, key_hash, new_token, parse_key_header
+from dotmac_tasks.idempotency import Claim, log_fields
+from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
 from dotmac_tasks.models import AbandonedPolicy, ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.serialization import (
     ErrorOutcome,
@@ -50,9 +55,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROBLEM_PREFIX",
+    "STORE_HEADER",
     "Answer",
     "HttpIdempotency",
     "HttpRequest",
+    "IncompleteBodyError",
     "Run",
     "ViewOptions",
     "principal_scope",
@@ -65,8 +72,14 @@ PROBLEM_PREFIX = "urn:dotmac-tasks:problem:"
 Start of the `type` of every problem document that is sent from here.
 """
 
-InProgress = Literal["accepted", "conflict", "wait"]
-OnStorageError = Literal["proceed", "reject"]
+STORE_HEADER = "X-Idempotency-Store"
+"""
+Response header by which an application says whether this response is kept.
+
+``no`` releases the key, ``yes`` keeps the response whatever its status, a number
+keeps it for so many seconds. Adapters remove it and pass it to `Run.follow`.
+"""
+
 Headers = list[tuple[str, str]]
 
 # Replayed besides what the project adds. Cookies, challenges, CORS, Date and hop-by-hop
@@ -120,6 +133,9 @@ _RELEASING = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
 # Nobody should be told to come back later than this while the work may end any second.
 _LONGEST_RETRY_AFTER = 5
 
+# A directive cannot keep a response longer than a setting could: a hundred years.
+_LONGEST_KEPT = 100 * 365 * 86_400
+
 
 class HttpRequest(Protocol):
     """
@@ -171,8 +187,19 @@ class HttpRequest(Protocol):
     def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
         """
         Return the digest of the body, or of what a view's selector makes of it.
+
+        Raises:
+            IncompleteBodyError: The body ended early.
         """
         ...
+
+
+class IncompleteBodyError(Exception):
+    """
+    The client went away while it sent the body; raised by `HttpRequest.body_digest`.
+
+    Immutable. What arrived is not what the client meant, so nothing is claimed.
+    """
 
 
 class Answer(NamedTuple):
@@ -212,37 +239,37 @@ class ViewOptions:
     required: bool | None = None
     ttl: float | None = None
     lease: float | None = None
-    in_progress: InProgress | None = None
+    in_progress: InProgressAnswer | None = None
     wait: float | None = None
-    on_storage_error: OnStorageError | None = None
+    on_storage_error: StorageErrorPolicy | None = None
     on_abandoned: AbandonedPolicy | None = None
     fingerprint: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         """
-        Refuse what the settings would refuse.
+        Refuse what the settings would refuse; keep durations as seconds.
         """
-        _check_choice("in_progress", self.in_progress, ("accepted", "conflict", "wait"))
-        _check_choice("on_storage_error", self.on_storage_error, ("proceed", "reject"))
-        _check_choice("on_abandoned", self.on_abandoned, ("rerun", "refuse"))
-        for name in ("ttl", "lease", "wait"):
-            _check_duration(name, getattr(self, name))
+        for option, setting in _SETTING_OF.items():
+            value = getattr(self, option)
+            if value is not None:
+                checked = check_setting(setting, value, shown=option)
+                object.__setattr__(self, option, checked)
         if self.fingerprint is not None and not callable(self.fingerprint):
-            raise ConfigurationError("fingerprint", "must be callable", value=self.fingerprint)
-        if self.required is not None and not isinstance(self.required, bool):
-            raise ConfigurationError("required", "must be True or False", value=self.required)
+            raise ConfigurationError(
+                "FINGERPRINT", f"must be a callable, not {self.fingerprint!r}."
+            )
 
 
-def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise ConfigurationError(name, f"must be one of {', '.join(choices)}", value=value)
-
-
-def _check_duration(name: str, value: float | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigurationError(name, "must be a positive number of seconds", value=value)
+# The setting that each option of a view stands in for.
+_SETTING_OF = {
+    "required": "require_key",
+    "ttl": "default_idempotency_ttl",
+    "lease": "lease",
+    "in_progress": "in_progress",
+    "wait": "wait",
+    "on_storage_error": "on_storage_error",
+    "on_abandoned": "on_abandoned",
+}
 
 
 class _Policy(NamedTuple):
@@ -250,45 +277,43 @@ class _Policy(NamedTuple):
     required: bool
     ttl: float
     lease: float
-    in_progress: InProgress
+    in_progress: InProgressAnswer
     wait: float
-    on_storage_error: OnStorageError
+    on_storage_error: StorageErrorPolicy
     on_abandoned: AbandonedPolicy
     fingerprint: Callable[[Any], Any] | None
 
 
 def _resolve(config: TasksConfig, options: ViewOptions) -> _Policy:
-    chosen = _Policy(
-        required=config.require_key,
-        ttl=config.default_idempotency_ttl,
-        lease=config.lease,
-        in_progress=config.in_progress,
-        wait=config.wait,
-        on_storage_error=config.on_storage_error,
-        on_abandoned=config.on_abandoned,
-        fingerprint=None,
-    )
-    set_here = {
-        field.name: value
-        for field in fields(options)
-        if (value := getattr(options, field.name)) is not None
-    }
-    policy = chosen._replace(**set_here)
+    values: dict[str, Any] = {}
+    for option, setting in _SETTING_OF.items():
+        value = getattr(options, option)
+        values[option] = getattr(config, setting) if value is None else value
+    policy = _Policy(**values, fingerprint=options.fingerprint)
     if policy.lease > policy.ttl:
-        raise ConfigurationError("lease", "must not be longer than the retention", value=policy.lease)
+        raise ConfigurationError(
+            "LEASE",
+            f"{policy.lease:g} s is longer than the retention ({policy.ttl:g} s) of a view. "
+            "Shorten the lease or keep its outcomes longer.",
+            value=policy.lease,
+        )
     return policy
 
 
-def principal_scope(user: str | None, credentials: str | None) -> str:
+_USER = "user:"
+
+
+def principal_scope(user: object, credentials: str | None) -> str:
     """
     Return the principal's part of a key's scope.
 
     The authenticated user if there is one; otherwise a digest of the
     credentials that nobody resolved, so that two bearers never share a scope;
     otherwise the empty string, which all anonymous callers of a tenant share.
+    A user whose id is 0 is a user.
     """
-    if user:
-        return f"user:{user}"
+    if user is not None and user != "":
+        return f"{_USER}{user}"
     if credentials:
         return "credentials:" + hashlib.sha256(credentials.encode("utf-8", "replace")).hexdigest()
     return ""
@@ -319,14 +344,19 @@ class HttpIdempotency:
             for name in map(str.lower, config.replay_headers)
             if name not in _NEVER_REPLAYED and not name.startswith("access-control-")
         }
+        self._is_exempt = config.is_exempt
+        self._key_name = config.idempotency_response_header
+        self._replay_marks = ((config.cache_hit_header, "true"), ("Idempotent-Replayed", "true"))
 
     def covers(self, method: str, path: str) -> bool:
         """
         Tell whether requests of this method to this path are looked at.
         """
-        return method in self._methods and not self.config.is_exempt(path)
+        return method in self._methods and not self._is_exempt(path)
 
-    def begin(self, request: HttpRequest, options: ViewOptions | None = None) -> Answer | Run | None:
+    def begin(
+        self, request: HttpRequest, options: ViewOptions | None = None
+    ) -> Answer | Run | None:
         """
         Decide what happens to a request that `covers` accepted.
 
@@ -345,7 +375,10 @@ class HttpIdempotency:
             client_key = parse_key_header(header)
         except InvalidKeyError as error:
             return self._problem("invalid-key", str(error))
-        claim_request = self._claim_request(request, policy, client_key)
+        try:
+            claim_request = self._claim_request(request, policy, client_key)
+        except IncompleteBodyError:
+            return self._problem("incomplete-body", _INCOMPLETE, client_key=client_key)
         wait = policy.wait if policy.in_progress == "wait" else 0.0
         try:
             reply = self._guard.claim(claim_request, wait=wait)
@@ -354,8 +387,7 @@ class HttpIdempotency:
         except StorageError as error:
             return self._without_storage(claim_request, client_key, policy, error)
         if isinstance(reply, Claim):
-            strict = policy.on_storage_error == "reject"
-            return Run(self, client_key, reply, protected=True, strict=strict)
+            return Run(self, client_key, claim_request, reply, strict=_is_strict(policy))
         return self._answer(claim_request, client_key, reply, policy)
 
     def _policy(self, options: ViewOptions) -> _Policy:
@@ -374,7 +406,8 @@ class HttpIdempotency:
             http_storage_key(tenant, principal, client_key),
             new_token(),
             tenant,
-            principal,
+            # A digest of credentials scopes the key; it is not left lying in a storage.
+            principal.removeprefix(_USER) if principal.startswith(_USER) else "",
             f"{method} {path}"[:200],
             request_fingerprint(
                 method,
@@ -408,11 +441,7 @@ class HttpIdempotency:
             outcome = decode_payload(payload)
         except ValueError:
             return self._unreadable(request, client_key)
-        headers: Headers = [
-            (self.config.cache_hit_header, "true"),
-            ("Idempotent-Replayed", "true"),
-            (self.config.idempotency_response_header, client_key),
-        ]
+        headers: Headers = [*self._replay_marks, (self._key_name, client_key)]
         if isinstance(outcome, HttpOutcome):
             return Answer(outcome.status, outcome.headers + headers, outcome.body)
         if isinstance(outcome, JsonOutcome):
@@ -427,10 +456,7 @@ class HttpIdempotency:
             return self._problem(
                 "still-running", _STILL_RUNNING, client_key=client_key, retry_after=seconds
             )
-        headers: Headers = [
-            ("Retry-After", str(seconds)),
-            (self.config.idempotency_response_header, client_key),
-        ]
+        headers: Headers = [("Retry-After", str(seconds)), (self._key_name, client_key)]
         return _json_answer(202, {"status": "in_progress", "message": _STILL_RUNNING}, headers)
 
     def _missing_key(self) -> Answer:
@@ -444,7 +470,7 @@ class HttpIdempotency:
     def _unreadable(self, request: ClaimRequest, client_key: str) -> Answer:
         logger.error(
             "An idempotency record cannot be read; the request is refused",
-            extra=_log_fields(request),
+            extra=log_fields(request),
         )
         return self._problem(
             "unreadable-record", _UNREADABLE, client_key=client_key, retry_after=30
@@ -453,30 +479,25 @@ class HttpIdempotency:
     def _without_storage(
         self, request: ClaimRequest, client_key: str, policy: _Policy, error: StorageError
     ) -> Answer | Run:
-        refused = policy.on_storage_error == "reject"
+        refused = _is_strict(policy)
+        # Only after a timeout may the claim have been written.
+        doubtful = isinstance(error, StorageTimeoutError)
         logger.warning(
             "The storage failed before the work; the request %s: %s",
             "is refused" if refused else "runs unprotected",
             error,
-            extra=_log_fields(request),
+            extra=log_fields(request),
         )
         if refused:
+            if doubtful:
+                # Nobody works under it: it must not keep the next attempt out.
+                self._guard.forget(request)
             return self._problem(
                 "storage-unavailable", _STORAGE_DOWN, client_key=client_key, retry_after=1
             )
-        if self._events.active:
-            self._events.emit(
-                StorageUnprotected(
-                    tenant_id=request.tenant_id,
-                    operation_type=request.operation_type,
-                    key_hash=key_hash(request.key),
-                    error=type(error).__name__,
-                )
-            )
-        # Only where the claim may have been written can its outcome be recorded.
-        doubtful = isinstance(error, StorageTimeoutError)
+        self.note_unprotected(request, error)
         claim = self._guard.unconfirmed(request) if doubtful else None
-        return Run(self, client_key, claim, protected=False, storage_key=request.key)
+        return Run(self, client_key, request, claim, protected=False)
 
     def _problem(
         self, name: str, detail: str, *, client_key: str | None = None, retry_after: int = 0
@@ -495,19 +516,25 @@ class HttpIdempotency:
         if retry_after:
             headers.append(("Retry-After", str(retry_after)))
         if client_key is not None:
-            headers.append((self.config.idempotency_response_header, client_key))
+            headers.append((self._key_name, client_key))
         return Answer(status, headers, json.dumps(document).encode())
 
     # What a Run asks
+
+    def note_unprotected(self, request: ClaimRequest, error: StorageError) -> None:
+        """
+        Tell the hooks of work that a retry would not recognise.
+        """
+        if self._events.active:
+            self._events.emit(StorageUnprotected(**log_fields(request), error=type(error).__name__))
 
     def response_headers(self, client_key: str, *, protected: bool) -> Headers:
         """
         Return what a first response carries besides its own headers.
         """
-        headers: Headers = [(self.config.idempotency_response_header, client_key)]
-        if not protected:
-            headers.append(("X-Idempotency-Status", "unprotected"))
-        return headers
+        if protected:
+            return [(self._key_name, client_key)]
+        return [(self._key_name, client_key), ("X-Idempotency-Status", "unprotected")]
 
     def kept_headers(self, headers: Sequence[tuple[str, str]]) -> Headers:
         """
@@ -537,7 +564,10 @@ class Run:
         "_deferred",
         "_ended",
         "_http",
+        "_keep",
+        "_request",
         "_result",
+        "_retention",
         "_strict",
         "headers",
         "key",
@@ -549,24 +579,27 @@ class Run:
         self,
         http: HttpIdempotency,
         key: str,
+        request: ClaimRequest,
         claim: Claim | None,
         *,
-        protected: bool,
+        protected: bool = True,
         strict: bool = False,
-        storage_key: str = "",
     ) -> None:
         """
         Wrap a claim, or the lack of one while the storage is down.
         """
         self._http = http
         self._strict = strict
+        self._request = request
         self._claim = claim
         self._result: bytes | None = None
+        self._keep: bool | None = None
+        self._retention: float | None = None
         self._deferred = False
         self._ended = False
         self.key = key
         self.protected = protected
-        self.storage_key = storage_key if claim is None else claim.request.key
+        self.storage_key = request.key
         self.headers = http.response_headers(key, protected=protected)
 
     @property
@@ -605,31 +638,59 @@ class Run:
             # The record stays as the claim left it, and its lease decides.
             if self._strict:
                 raise
-            logger.warning("An operation could not be handed on: %s", error)
+            logger.warning(
+                "An operation could not be handed on: %s",
+                error,
+                extra=log_fields(self._request),
+            )
+            self._http.note_unprotected(self._request, error)
         self._deferred = True
         return self.storage_key
+
+    def follow(self, directive: str | None) -> None:
+        """
+        Do what the response says of its own keeping; see `STORE_HEADER`.
+
+        Beats the policy, and an earlier call. What nobody understands counts as None.
+        """
+        self._keep = self._retention = None
+        if directive is None:
+            return
+        word = directive.strip().lower()
+        if word in ("yes", "no"):
+            self._keep = word == "yes"
+        elif word.isascii() and word.isdecimal() and 0 < float(word) <= _LONGEST_KEPT:
+            self._keep = True
+            self._retention = float(word)
+        else:
+            logger.warning("%s: %s is not understood and ignored", STORE_HEADER, directive)
 
     def finish(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
         """
         End with a whole response: it is recorded, or the key is released.
         """
-        if self._settled_before_body(status):
+        if self._settled_before_body(status) or not self._end():
             return
         if len(body) > self.max_body:
-            self.finish_unkept("too-large")
+            self._complete(encode_tombstone("too-large"))
             return
-        if not self._end():
-            return
-        kept = self._http.kept_headers(headers)
-        self._complete(encode_response(status, kept, body))
+        try:
+            payload = encode_response(status, self._http.kept_headers(headers), body)
+        except (AttributeError, TypeError, ValueError):
+            # No framework lets such a header pass; the work is done in any case.
+            logger.exception(
+                "A response could not be encoded; it is not kept",
+                extra=log_fields(self._request),
+            )
+            payload = encode_tombstone("unencodable")
+        self._complete(payload)
 
     def finish_unkept(self, reason: str, status: int = 200) -> None:
         """
         End with a response that cannot be kept; the work is never run again.
         """
-        if self._settled_before_body(status) or not self._end():
-            return
-        self._complete(encode_tombstone(reason))
+        if not self._settled_before_body(status) and self._end():
+            self._complete(encode_tombstone(reason))
 
     def fail(self) -> None:
         """
@@ -646,8 +707,10 @@ class Run:
             self._claim.abandon()
 
     def _settled_before_body(self, status: int) -> bool:
-        # True once the status alone, a handed-on operation or a set result has ended it.
-        if status >= 500 or (self._result is None and not self._deferred and status in _RELEASING):
+        """
+        Tell whether the status, a directive or the application has decided the end.
+        """
+        if self._is_released(status):
             self.fail()
             return True
         if self._deferred:
@@ -659,12 +722,25 @@ class Run:
             return True
         return False
 
+    def _is_released(self, status: int) -> bool:
+        if self._keep is not None:
+            return not self._keep
+        if status >= 500:
+            return True
+        return status in _RELEASING and self._result is None and not self._deferred
+
     def _complete(self, payload: bytes) -> None:
-        if self._claim is not None:
-            self._claim.complete(payload)
+        claim = self._claim
+        if claim is None:
+            return
+        if self._retention is not None:
+            claim.request = claim.request._replace(ttl=self._retention)
+        claim.complete(payload)
 
     def _end(self) -> bool:
-        # True for the first end only.
+        """
+        Tell whether this is the first end.
+        """
         if self._ended:
             return False
         self._ended = True
@@ -676,17 +752,14 @@ def _json_answer(status: int, value: Any, headers: Headers) -> Answer:
     return Answer(status, [("Content-Type", "application/json"), *headers], body)
 
 
-def _log_fields(request: ClaimRequest) -> dict[str, str]:
-    return {
-        "tenant_id": request.tenant_id,
-        "operation_type": request.operation_type,
-        "key_hash": key_hash(request.key),
-    }
+def _is_strict(policy: _Policy) -> bool:
+    return policy.on_storage_error == "reject"
 
 
 _PROBLEMS = {
     "missing-key": (400, "Idempotency key missing"),
     "invalid-key": (400, "Idempotency key malformed"),
+    "incomplete-body": (400, "Request body incomplete"),
     "key-reused": (422, "Idempotency key used for a different request"),
     "still-running": (409, "The first request is still running"),
     "not-replayable": (409, "The first response was not kept"),
@@ -695,6 +768,9 @@ _PROBLEMS = {
     "storage-unavailable": (503, "Idempotency storage unavailable"),
 }
 
+_INCOMPLETE = (
+    "The body ended before its declared length, so the request was not carried out. Send it again."
+)
 _KEY_REUSED = (
     "This key was sent before with another request (method, path, query, content type or body). "
     "Use a new key for new work, or retry the first request unchanged."

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
-from itertools import chain
+from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dotmac_tasks.fingerprint import Spool, body_digest, selected_digest
-from dotmac_tasks.http import Answer, HttpIdempotency, Run, principal_scope
+from dotmac_tasks.fingerprint import Spool, selected_digest
+from dotmac_tasks.http import (
+    STORE_HEADER,
+    Answer,
+    HttpIdempotency,
+    IncompleteBodyError,
+    Run,
+    principal_scope,
+)
 from dotmac_tasks.manager import BackgroundOperationsManager
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ __all__ = [
 ]
 
 _RUN = "dotmac_tasks.run"
+_DIRECTIVE = STORE_HEADER.lower()
 
 _ExcInfo: TypeAlias = (
     "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
@@ -73,7 +81,8 @@ class BackgroundOperationsMiddleware:
         Serve one request.
         """
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-        if not self._http.covers(environ["REQUEST_METHOD"], path):
+        # Wrapped twice, the outer one has the claim, and the inner one would wait for it.
+        if not self._http.covers(environ["REQUEST_METHOD"], path) or _RUN in environ:
             return self.app(environ, start_response)
         request = _WsgiRequest(self, environ, path)
         try:
@@ -89,12 +98,24 @@ class BackgroundOperationsMiddleware:
         environ[_RUN] = decision
         return _Response(decision, start_response, request.close).run(self.app, environ)
 
-    def _scope(self, environ: WSGIEnvironment) -> tuple[str, str]:
+    def read_key(self, environ: WSGIEnvironment) -> str | None:
+        """
+        Return the raw value of the key's header.
+        """
+        return environ.get(self._key_name)
+
+    def read_scope(self, environ: WSGIEnvironment) -> tuple[str, str]:
+        """
+        Return the tenant and the principal of a request.
+        """
+        tenant = self._tenant(environ)
         credentials = "\n".join(
-            f"{name}={environ[name]}" for name in self._credential_names if environ.get(name)
+            [f"{name}={environ[name]}" for name in self._credential_names if environ.get(name)]
         )
-        return self._tenant(environ) or "default", principal_scope(
-            self._principal(environ), credentials
+        return (
+            # By comparison: a tenant whose id is 0 is a tenant.
+            "default" if tenant is None or tenant == "" else str(tenant),
+            principal_scope(self._principal(environ), credentials),
         )
 
 
@@ -102,8 +123,8 @@ def _environ_name(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
 
 
-def _default_tenant(environ: WSGIEnvironment) -> str:
-    return environ.get("dotmac_tasks.tenant_id", "default")
+def _default_tenant(environ: WSGIEnvironment) -> str | None:
+    return environ.get("dotmac_tasks.tenant_id")
 
 
 def _remote_user(environ: WSGIEnvironment) -> str | None:
@@ -128,30 +149,35 @@ class _WsgiRequest:
 
     @property
     def query(self) -> str:
-        return self._environ.get("QUERY_STRING", "")
+        query: str = self._environ.get("QUERY_STRING", "")
+        return query
 
     @property
     def content_type(self) -> str:
-        return self._environ.get("CONTENT_TYPE", "")
+        content_type: str = self._environ.get("CONTENT_TYPE", "")
+        return content_type
 
     def key_header(self) -> str | None:
-        return self._environ.get(self._middleware._key_name)
+        return self._middleware.read_key(self._environ)
 
     def scope(self) -> tuple[str, str]:
-        return self._middleware._scope(self._environ)
+        return self._middleware.read_scope(self._environ)
 
     def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
         """
         Spool the body, so that the application reads it as if nobody had.
         """
         environ = self._environ
-        length = environ.get("CONTENT_LENGTH") or ""
-        if not length.isdecimal() and not environ.get("wsgi.input_terminated"):
+        declared = environ.get("CONTENT_LENGTH") or ""
+        length = int(declared) if declared.isdecimal() else None
+        if length is None and not environ.get("wsgi.input_terminated"):
             # PEP 3333 promises no end of this stream, so nothing of it may be read.
-            return body_digest("", b"")
-        size = int(length) if length.isdecimal() else None
-        self._spool = spool = Spool(environ["wsgi.input"], size, self.content_type)
-        environ["wsgi.input"] = spool.file
+            length = 0
+        self._spool = spool = Spool(environ["wsgi.input"], length, self.content_type)
+        if not spool.is_complete:
+            raise IncompleteBodyError
+        if length != 0:
+            environ["wsgi.input"] = spool.file
         if selector is None:
             return spool.digest
         digest = selected_digest(selector(environ))
@@ -182,17 +208,30 @@ class _Response:
     Used by the thread that serves the request, as PEP 3333 has it.
     """
 
+    __slots__ = (
+        "_close_request",
+        "_headers",
+        "_run",
+        "_server_start",
+        "_server_write",
+        "_status",
+        "_written",
+        "_written_size",
+    )
+
+    _server_write: Callable[[bytes], object]
+
     def __init__(
         self, run: Run, start_response: StartResponse, close_request: Callable[[], None]
     ) -> None:
         self._run = run
         self._server_start = start_response
-        self.close_request = close_request
-        self._server_write: Callable[[bytes], object] | None = None
+        self._close_request = close_request
+        # 0 until the application has started its response.
         self._status = 0
         self._headers: list[tuple[str, str]] = []
         # What the application has written and the server has not got; None once
-        # it has become too much to keep and goes straight through.
+        # it goes straight through.
         self._written: list[bytes] | None = []
         self._written_size = 0
 
@@ -205,9 +244,12 @@ class _Response:
             iterable = app(environ, self.start_response)
             return self._take(iterable)
         except BaseException as error:
-            self._end_with(error)
-            _close(iterable)
-            self.close_request()
+            # Broken off in the middle of what was sent, it leaves the outcome unknown.
+            if isinstance(error, Exception) and self._written is not None:
+                self._run.fail()
+            else:
+                self._run.abandon()
+            self.close(iterable)
             raise
 
     def start_response(
@@ -220,17 +262,20 @@ class _Response:
         """
         Note what the application answers and pass it on with our headers.
         """
-        if exc_info is not None and self._written_size:
+        if exc_info is not None and exc_info[1] is not None and self._written_size:
             # The server would have sent what was written, and then there is no way back.
-            raise _reraised(exc_info)
-        sent = [*headers, *self._run.headers]
+            raise exc_info[1].with_traceback(exc_info[2])
+        own = [header for header in headers if header[0].lower() != _DIRECTIVE]
+        sent = own + self._run.headers
         # The server is asked first: it refuses a second call without exc_info.
         if exc_info is None:
             self._server_write = self._server_start(status, sent)
         else:
             self._server_write = self._server_start(status, sent, exc_info)
+        directives = [value for name, value in headers if name.lower() == _DIRECTIVE]
+        self._run.follow(directives[-1] if directives else None)
         self._status = int(status[:3])
-        self._headers = list(headers)
+        self._headers = own
         return self._write
 
     def _write(self, data: bytes) -> None:
@@ -241,38 +286,44 @@ class _Response:
             if self._written_size <= self._run.max_body:
                 return
             data, self._written = b"".join(self._written), None
-        assert self._server_write is not None  # write() exists since start_response ran
         self._server_write(data)
 
     def _take(self, iterable: Iterable[bytes]) -> Iterable[bytes]:
         if isinstance(iterable, list | tuple):
-            return self._drain(iter(iterable), iterable, [])
+            return self._drain(iterable, iterable)
         chunks = iter(iterable)
-        first: list[bytes] = []
+        # PEP 3333: start_response may be called as late as when the first chunk is asked for.
+        first = [] if self._status else list(islice(chunks, 1))
+        if self._status and self._written is not None and self._is_short():
+            return self._drain(chain(first, chunks), iterable)
         if not self._status:
-            # PEP 3333: start_response is called before the first chunk comes, at the latest.
-            first = [chunk for chunk in (next(chunks, None),) if chunk is not None]
-        length = self._declared_length()
-        if self._written is not None and length is not None and length <= self._run.max_body:
-            return self._drain(chunks, iterable, first)
-        return _Stream(self, chain(self._written or (), first, chunks), iterable)
+            self._run.fail()
+        written, self._written = self._written, None
+        return _Stream(self, self._run, chain(written or (), first, chunks), iterable)
 
-    def _declared_length(self) -> int | None:
+    def _is_short(self) -> bool:
+        """
+        Tell whether the response declares a length that can be kept.
+        """
         for name, value in self._headers:
-            if name.lower() == "content-length" and value.strip().isdecimal():
-                return int(value)
-        return None
+            if name.lower() == "content-length":
+                return value.isdecimal() and int(value) <= self._run.max_body
+        return False
 
-    def _drain(
-        self, chunks: Iterator[bytes], iterable: Iterable[bytes], first: list[bytes]
-    ) -> Iterable[bytes]:
-        rest = [*first, *chunks]
-        if self._written is None:
+    def _drain(self, chunks: Iterable[bytes], iterable: Iterable[bytes]) -> Iterable[bytes]:
+        body = [*(self._written or ()), *chunks]
+        if not self._status:
+            # The server will refuse a response that was never started.
+            self._run.fail()
+        elif self._written is None:
             self._run.finish_unkept("too-large", self._status)
         else:
-            rest = [*self._written, *rest]
-            self._run.finish(self._status, self._headers, b"".join(rest))
-        return _Drained(rest, iterable, self.close_request)
+            self._run.finish(self._status, self._headers, b"".join(body))
+        if not self._written_size and type(iterable) in (list, tuple):
+            # The application is done; the server gets what it would have got without us.
+            self._close_request()
+            return iterable
+        return _Drained(self, body, iterable)
 
     def end_stream(self) -> None:
         """
@@ -280,17 +331,16 @@ class _Response:
         """
         self._run.finish_unkept("stream", self._status)
 
-    def abandon(self) -> None:
+    def close(self, iterable: Iterable[bytes] | None) -> None:
         """
-        Leave the outcome unknown.
+        Close the application's iterable, then what belongs to the request.
         """
-        self._run.abandon()
-
-    def _end_with(self, error: BaseException) -> None:
-        if isinstance(error, Exception):
-            self._run.fail()
-        else:
-            self._run.abandon()
+        try:
+            close = getattr(iterable, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._close_request()
 
 
 class _Stream:
@@ -300,12 +350,15 @@ class _Stream:
     Used by the thread that serves the request.
     """
 
+    __slots__ = ("_chunks", "_iterable", "_response", "_run")
+
     def __init__(
-        self, response: _Response, chunks: Iterator[bytes], iterable: Iterable[bytes]
+        self, response: _Response, run: Run, chunks: Iterator[bytes], iterable: Iterable[bytes]
     ) -> None:
         self._response = response
+        self._run = run
         self._chunks = chunks
-        self._iterable = iterable
+        self._iterable: Iterable[bytes] | None = iterable
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -318,51 +371,41 @@ class _Stream:
             raise
         except BaseException:
             # It broke in the middle: nobody knows what the work has done by now.
-            self._response.abandon()
+            self._run.abandon()
             raise
 
     def close(self) -> None:
         """
-        Close the application's iterable; a client that hung up ends the stream too.
+        Close the application's iterable, once; a client that hung up ends the stream too.
         """
-        try:
-            self._response.end_stream()
-            _close(self._iterable)
-        finally:
-            self._response.close_request()
+        iterable, self._iterable = self._iterable, None
+        self._response.end_stream()
+        self._response.close(iterable)
 
 
 class _Drained:
     """
     A body that was read whole; closes the application's once it was sent.
+
+    Used by the thread that serves the request.
     """
 
-    def __init__(
-        self, chunks: list[bytes], iterable: Iterable[bytes], close_request: Callable[[], None]
-    ) -> None:
-        self._chunks = iter(chunks)
-        self._iterable = iterable
-        self._close_request = close_request
+    __slots__ = ("_body", "_iterable", "_response")
+
+    def __init__(self, response: _Response, body: list[bytes], iterable: Iterable[bytes]) -> None:
+        self._response = response
+        self._body = body
+        self._iterable: Iterable[bytes] | None = iterable
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._chunks
+        return iter(self._body)
 
     def close(self) -> None:
-        try:
-            _close(self._iterable)
-        finally:
-            self._close_request()
-
-
-def _close(iterable: Iterable[bytes] | None) -> None:
-    close = getattr(iterable, "close", None)
-    if close is not None:
-        close()
-
-
-def _reraised(exc_info: _ExcInfo) -> BaseException:
-    error = exc_info[1]
-    return error if error is not None else RuntimeError("start_response got no exception")
+        """
+        Close the application's iterable, once.
+        """
+        iterable, self._iterable = self._iterable, None
+        self._response.close(iterable)
 
 
 def add_background_operations_middleware(
@@ -393,7 +436,8 @@ def add_background_operations_middleware(
 
 
 def _run_of(environ: WSGIEnvironment) -> Run | None:
-    return environ.get(_RUN)
+    run: Run | None = environ.get(_RUN)
+    return run
 
 
 def get_idempotency_key(environ: WSGIEnvironment) -> str | None:
