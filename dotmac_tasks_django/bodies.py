@@ -1,0 +1,119 @@
+"""
+The digest of a Django request's body, which the view finds as if nobody had read it.
+
+Django keeps what it has read of a body in private attributes of the request;
+this is the one module that knows them (Django 5.2 to 6.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
+
+from django.core.exceptions import BadRequest, ImproperlyConfigured
+from django.http import HttpRequest
+
+from dotmac_tasks.fingerprint import FilePart, Spool, body_digest, parts_digest, stream_digest
+from dotmac_tasks_django.conf import get_setting
+
+__all__ = ["call_on_close", "request_body_digest"]
+
+# Django masks it anew for every page, so that a form that is sent again has another one.
+_IGNORED: Final = frozenset({"csrfmiddlewaretoken"})
+
+
+class _BodyState(Protocol):
+    # Where WSGIRequest and ASGIRequest keep what they have read, and whether they have.
+    _read_started: bool
+    _stream: Any
+
+
+def request_body_digest(request: HttpRequest) -> bytes:
+    """
+    Return the digest of the body; read from wherever it is by now.
+
+    Raises:
+        BadRequest: The body ended before its declared length.
+        RequestDataTooBig: As Django decides for bodies that are kept in memory.
+        ImproperlyConfigured: An earlier middleware has read the body and kept nothing of it.
+    """
+    content_type: str = request.META.get("CONTENT_TYPE", "")
+    if not hasattr(request, "_body"):
+        if cast(_BodyState, request)._read_started:  # noqa: SLF001
+            return _parsed_digest(request)
+        if not _fits_memory(request):
+            return _spooled_digest(request, content_type)
+    body = request.body
+    if len(body) < _declared_length(request):
+        raise _ended_early()
+    return body_digest(content_type, body, ignored_fields=_IGNORED)
+
+
+def _declared_length(request: HttpRequest) -> int:
+    declared: str = request.META.get("CONTENT_LENGTH") or ""
+    return int(declared) if declared.isdecimal() else 0
+
+
+def _fits_memory(request: HttpRequest) -> bool:
+    # Without a length it may be of any size (a chunked body under ASGI). A multipart form may
+    # hold files, and read into memory it could not be parsed by upload handlers any more.
+    limit: int | None = get_setting("DATA_UPLOAD_MAX_MEMORY_SIZE")
+    return (
+        "CONTENT_LENGTH" in request.META
+        and request.content_type != "multipart/form-data"
+        and (limit is None or _declared_length(request) <= limit)
+    )
+
+
+def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
+    state = cast(_BodyState, request)
+    stream = state._stream  # noqa: SLF001
+    if stream.seekable():
+        # Under ASGI Django has spooled it already.
+        digest = stream_digest(content_type, stream, ignored_fields=_IGNORED)
+        length = stream.tell()
+        stream.seek(0)
+    else:
+        spool = Spool(stream, None, content_type, ignored_fields=_IGNORED)
+        call_on_close(request, spool.close)
+        state._stream = spool.file  # noqa: SLF001
+        digest, length = spool.digest, spool.length
+    if length < _declared_length(request):
+        raise _ended_early()
+    return digest
+
+
+def _ended_early() -> BadRequest:
+    # Half a body is no request: its fingerprint would refuse the whole one later.
+    return BadRequest("The request body ended before its declared length.")
+
+
+def _parsed_digest(request: HttpRequest) -> bytes:
+    files = [
+        FilePart(name, file.name or "", file.content_type or "", file)
+        for name, uploaded in request.FILES.lists()
+        for file in uploaded
+    ]
+    fields = [(name, value) for name, values in request.POST.lists() for value in values]
+    if not fields and not files:
+        raise ImproperlyConfigured(
+            "Something before BackgroundOperationsMiddleware has read the request's stream, so "
+            "that nothing is left to tell this request from another. Let it use request.body, or "
+            "put it behind BackgroundOperationsMiddleware."
+        )
+    return parts_digest(fields, files, ignored_fields=_IGNORED)
+
+
+def call_on_close(request: Any, callback: Callable[[], None]) -> None:
+    """
+    Call back when Django closes the request, after its response was sent.
+    """
+    close = request.close
+
+    def close_both() -> None:
+        try:
+            close()
+        finally:
+            callback()
+
+    request.close = close_both

@@ -1,0 +1,182 @@
+"""
+Per-view options, and protection for a view where the middleware is not installed.
+
+Under the middleware a decorated view is claimed once, by the middleware, which
+reads the options from the view. Without it the decorator does the same around
+the view itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, overload
+
+from django.db import connections, transaction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.http import Run, ViewOptions
+from dotmac_tasks_django.bodies import call_on_close
+from dotmac_tasks_django.protection import (
+    EXEMPT,
+    Exempt,
+    begin,
+    end,
+    end_with_error,
+    find_options,
+    find_run,
+    set_options,
+)
+
+__all__ = ["idempotency_exempt", "idempotent"]
+
+_ViewT = TypeVar("_ViewT", bound=Callable[..., Any])
+
+
+@overload
+def idempotent(view: _ViewT, /) -> _ViewT: ...
+@overload
+def idempotent(**options: Any) -> Callable[[_ViewT], _ViewT]: ...
+def idempotent(view: Any = None, /, **options: Any) -> Any:
+    """
+    Protect a view, or set for it what differs from the project's settings.
+
+    For functions, for methods of class-based views (`post`, or an action of a
+    viewset), for the classes themselves, and through `method_decorator`. Used
+    bare or with options: `required`, `ttl`, `lease`, `in_progress`, `wait`,
+    `on_storage_error`, `on_abandoned`, `fingerprint`; see `ViewOptions`.
+
+    Without the middleware an exception of the view gives the key back, whatever
+    status Django makes of it.
+
+    Raises:
+        ConfigurationError: An option is unknown or wrong, or this is no
+            synchronous view; when the module is imported, not in a request.
+    """
+    chosen = _to_options(options)
+    if view is not None:
+        return _decorate(view, chosen)
+    return lambda subject: _decorate(subject, chosen)
+
+
+def idempotency_exempt(view: _ViewT, /) -> _ViewT:
+    """
+    Leave a view alone, whatever keys its requests have.
+
+    Raises:
+        ConfigurationError: This is no synchronous view, or it is decorated already.
+    """
+    decorated: _ViewT = _decorate(view, EXEMPT)
+    return decorated
+
+
+def _to_options(options: dict[str, Any]) -> ViewOptions:
+    try:
+        return ViewOptions(**options)
+    except TypeError:
+        known = ViewOptions.__dataclass_fields__
+        name = next(name for name in options if name not in known)
+        raise ConfigurationError(
+            name, f"is no option of a view. Choose from {', '.join(known)}."
+        ) from None
+
+
+def _decorate(view: Any, options: ViewOptions | Exempt) -> Any:
+    if isinstance(view, type):
+        dispatch = getattr(view, "dispatch", None)
+        if dispatch is None or getattr(view, "view_is_async", False):
+            raise _refused(view, "is no class of synchronous views")
+        view.dispatch = _decorate(dispatch, options)  # type: ignore[attr-defined]
+        return view
+    if not callable(view):
+        raise _refused(view, "is no view; options are passed by name")
+    if inspect.iscoroutinefunction(view):
+        raise _refused(
+            view, "is asynchronous; leave it undecorated, the middleware runs around it in a thread"
+        )
+    if find_options(view) is not None:
+        raise _refused(view, "is decorated already; keep one of the two")
+    return _wrap(view, options)
+
+
+def _refused(view: Any, reason: str) -> ConfigurationError:
+    return ConfigurationError("view", f"{getattr(view, '__qualname__', view)!r} {reason}")
+
+
+def _wrap(view: Callable[..., Any], options: ViewOptions | Exempt) -> Callable[..., Any]:
+    @wraps(view)
+    def protected(*args: Any, **kwargs: Any) -> Any:
+        request = _find_request(args)
+        # The middleware, or a decorated view around this one, has claimed it.
+        if find_run(request) is not None:
+            return view(*args, **kwargs)
+        decision = begin(request, kwargs, options)
+        if decision is None:
+            return view(*args, **kwargs)
+        if not isinstance(decision, Run):
+            return decision
+        return _run_view(decision, request, lambda: view(*args, **kwargs))
+
+    set_options(protected, options)
+    return protected
+
+
+def _find_request(args: tuple[Any, ...]) -> HttpRequest:
+    # A function gets it first, a method second; the REST framework wraps it.
+    for candidate in args[:2]:
+        request = getattr(candidate, "_request", candidate)
+        if isinstance(request, HttpRequest):
+            return request
+    raise TypeError("A decorated view was called without a request as its first argument.")
+
+
+def _run_view(
+    run: Run, request: HttpRequest, call: Callable[[], HttpResponseBase]
+) -> HttpResponseBase:
+    try:
+        response = call()
+    except BaseException as error:
+        end_with_error(run, error)
+        raise
+    if getattr(response, "is_rendered", True):
+        _after_commit(lambda: end(run, response), request, run)
+    else:
+        _end_when_rendered(run, request, response)
+    return response
+
+
+def _after_commit(record: Callable[[], None], request: HttpRequest, run: Run) -> None:
+    # ATOMIC_REQUESTS puts its transaction around the decorator. What has not been
+    # committed is not an outcome: it is recorded behind the commit, or given back.
+    atomic = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block
+    ]
+    if not atomic:
+        record()
+        return
+    call_on_close(request, run.fail)
+    # Of several databases Django commits the last one last.
+    transaction.on_commit(record, using=atomic[-1])
+
+
+def _end_when_rendered(run: Run, request: HttpRequest, response: Any) -> None:
+    # Django and the REST framework render behind the view, and behind its transaction.
+    render = response.render
+
+    def render_and_end() -> HttpResponseBase:
+        del response.render
+        try:
+            rendered: HttpResponseBase = render()
+        except BaseException as error:
+            end_with_error(run, error)
+            raise
+        end(run, rendered)
+        return rendered
+
+    response.render = render_and_end
+    call_on_close(request, run.fail)

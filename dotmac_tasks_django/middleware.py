@@ -1,0 +1,65 @@
+"""
+The Django middleware: requests in, the decisions of `dotmac_tasks.http` out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from dotmac_tasks_django.protection import begin, end, end_with_error, find_options, find_run
+
+__all__ = ["BackgroundOperationsMiddleware"]
+
+
+class BackgroundOperationsMiddleware:
+    """
+    Gives the views of a project idempotent requests.
+
+    Stands behind session, CSRF and authentication in `MIDDLEWARE`, and behind
+    whatever compresses. Synchronous: under ASGI Django runs it in a thread. One
+    instance is shared by all threads; what belongs to one request is on it.
+    """
+
+    sync_capable: ClassVar[bool] = True
+    async_capable: ClassVar[bool] = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """
+        Serve one request and record its outcome.
+
+        By now the view's transaction is committed, the response is rendered,
+        and Django has turned exceptions into the responses that they stand for.
+        """
+        try:
+            response = self.get_response(request)
+        except BaseException as error:
+            run = find_run(request)
+            if run is not None:
+                end_with_error(run, error)
+            raise
+        run = find_run(request)
+        if run is not None:
+            end(run, response)
+        return response
+
+    def process_view(
+        self,
+        request: HttpRequest,
+        view_func: Callable[..., HttpResponseBase],
+        view_args: tuple[Any, ...],
+        view_kwargs: dict[str, Any],
+    ) -> HttpResponseBase | None:
+        """
+        Claim the key, behind routing and the checks of the middleware before.
+        """
+        if find_run(request) is not None:
+            return None
+        decision = begin(request, view_kwargs, find_options(view_func, request.method or ""))
+        return decision if isinstance(decision, HttpResponseBase) else None

@@ -1,0 +1,205 @@
+"""
+How one request is begun and ended; the middleware and the decorator share it.
+
+Both translate only: what happens to a request is decided in `dotmac_tasks.http`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+from asgiref.sync import sync_to_async
+from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+
+from dotmac_tasks.http import Answer, Run, ViewOptions
+from dotmac_tasks_django.requests import DjangoRequest, current_adapter
+
+__all__ = [
+    "EXEMPT",
+    "Exempt",
+    "begin",
+    "end",
+    "end_with_error",
+    "find_options",
+    "find_run",
+    "set_options",
+]
+
+
+class Exempt:
+    """
+    Marks a view that is never protected; immutable and shared.
+    """
+
+
+EXEMPT: Final = Exempt()
+
+# Read through getattr by the name in a constant: these live on objects of other packages.
+_OPTIONS = "dotmac_tasks_options"
+_RUN = "dotmac_tasks_run"
+
+
+def set_options(view: Any, options: ViewOptions | Exempt) -> None:
+    """
+    Attach options to a view or a method of one; wrappers copy them along.
+    """
+    setattr(view, _OPTIONS, options)
+
+
+def find_options(view: Any, method: str = "") -> ViewOptions | Exempt | None:
+    """
+    Return what was attached to a view; for a class, its method's come first.
+    """
+    # `view_class` is Django's, `cls` and `actions` are the REST framework's.
+    owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    if owner is not None:
+        verb = method.lower()
+        handler = getattr(owner, (getattr(view, "actions", None) or {}).get(verb, verb), None)
+        options: ViewOptions | Exempt | None = getattr(handler, _OPTIONS, None)
+        if options is not None:
+            return options
+    return getattr(view, _OPTIONS, None)
+
+
+def find_run(request: Any) -> Run | None:
+    """
+    Return the run that this request is part of, or None.
+    """
+    return getattr(request, _RUN, None)
+
+
+def begin(
+    request: HttpRequest, view_kwargs: dict[str, Any], options: ViewOptions | Exempt | None
+) -> Run | HttpResponse | None:
+    """
+    Decide about a request; a run is attached to it.
+
+    Returns:
+        None to let it pass, a response to send instead, or a run to `end`.
+    """
+    adapter = current_adapter()
+    method = request.method or ""
+    if isinstance(options, Exempt) or not adapter.http.covers(method, request.path):
+        return None
+    decision = adapter.http.begin(DjangoRequest(adapter, request, view_kwargs), options)
+    if isinstance(decision, Answer):
+        return _to_response(decision)
+    if decision is not None:
+        setattr(request, _RUN, decision)
+    return decision
+
+
+def _to_response(answer: Answer) -> HttpResponse:
+    response = HttpResponse(answer.body, status=answer.status)
+    del response["Content-Type"]
+    for name, value in answer.headers:
+        # Django holds one value per name; a list of values means the same (RFC 9110, 5.3).
+        response[name] = f"{response[name]}, {value}" if response.has_header(name) else value
+    return response
+
+
+def end(run: Run, response: Any) -> None:
+    """
+    Record how a run ended and mark its response; a stream is recorded at its end.
+    """
+    try:
+        headers = list(response.items())
+        if isinstance(response, StreamingHttpResponse):
+            _watch(run, response)
+        else:
+            run.finish(response.status_code, headers, response.content)
+        for name, value in run.headers:
+            response[name] = value
+    except BaseException:
+        # Whatever broke here, nothing may go on renewing the claim.
+        run.abandon()
+        raise
+
+
+def end_with_error(run: Run, error: BaseException) -> None:
+    """
+    Record that the work was left by an exception.
+
+    One that stops the process or the thread says nothing about the outcome.
+    """
+    if isinstance(error, Exception):
+        run.fail()
+    else:
+        run.abandon()
+
+
+def _watch(run: Run, response: StreamingHttpResponse) -> None:
+    # The file stays known, so that a server can still send it by itself.
+    file = getattr(response, "file_to_stream", None)
+    watch: Any = _AsyncStream if response.is_async else _Stream
+    response.streaming_content = watch(run, response.status_code, response.streaming_content)
+    if isinstance(response, FileResponse):
+        response.file_to_stream = file
+
+
+class _Stream:
+    """
+    A body that goes out as it comes; its key is never run again once it ended.
+
+    Used by the thread that serves the request.
+    """
+
+    def __init__(self, run: Run, status: int, chunks: Iterator[bytes]) -> None:
+        self._run = run
+        self._status = status
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            self.close()
+            raise
+        except BaseException:
+            # It broke in the middle: nobody knows what the work has done by now.
+            self._run.abandon()
+            raise
+
+    def close(self) -> None:
+        """
+        End the run; a client that hung up ends the stream too.
+        """
+        self._run.finish_unkept("stream", self._status)
+
+
+class _AsyncStream:
+    """
+    The same for an asynchronous body; the storage is written from a thread.
+
+    Used by the task that serves the request.
+    """
+
+    def __init__(self, run: Run, status: int, chunks: AsyncIterator[bytes]) -> None:
+        self._run = run
+        self._status = status
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except GeneratorExit:
+            await self._close()
+            raise
+        except BaseException:
+            self._run.abandon()
+            raise
+        await self._close()
+
+    async def _close(self) -> None:
+        await sync_to_async(self.close, thread_sensitive=False)()
+
+    def close(self) -> None:
+        """
+        End the run, as above.
+        """
+        self._run.finish_unkept("stream", self._status)

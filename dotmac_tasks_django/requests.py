@@ -1,0 +1,189 @@
+"""
+What `dotmac_tasks.http` asks of a request, told by a Django request.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import UUID
+
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.utils.functional import SimpleLazyObject, empty
+
+from dotmac_tasks.fingerprint import selected_digest
+from dotmac_tasks.http import HttpIdempotency, principal_scope
+from dotmac_tasks.manager import BackgroundOperationsManager
+from dotmac_tasks_django.bodies import request_body_digest
+from dotmac_tasks_django.conf import get_manager
+
+__all__ = ["Adapter", "DjangoRequest", "current_adapter", "find_tenant_id", "find_user_id"]
+
+# Where AuthenticationMiddleware keeps the user that it has looked up.
+_USER: Final = "_cached_user"
+
+
+class Adapter:
+    """
+    How requests are read under one manager's settings.
+
+    Immutable; shared by all threads.
+    """
+
+    def __init__(self, manager: BackgroundOperationsManager) -> None:
+        config = manager.config
+        self.manager = manager
+        self.http = HttpIdempotency(config, manager.guard, manager.events)
+        self.key_name = _meta_name(config.idempotency_header)
+        self.credential_names = tuple(_meta_name(name) for name in config.credential_headers)
+        self.tenant = config.resolve_callable("tenant")
+        self.principal = config.resolve_callable("principal") or find_user_id
+
+
+_adapter: Adapter | None = None
+
+
+def current_adapter() -> Adapter:
+    """
+    Return the adapter of this process's manager.
+
+    Raises:
+        ConfigurationError: A setting is unknown or cannot work.
+    """
+    global _adapter
+    manager = get_manager()
+    adapter = _adapter
+    if adapter is None or adapter.manager is not manager:
+        # No lock: two threads can only put equal adapters here.
+        adapter = _adapter = Adapter(manager)
+    return adapter
+
+
+def _meta_name(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+class DjangoRequest:
+    """
+    One request as `dotmac_tasks.http` sees it; used by the thread that serves it.
+    """
+
+    __slots__ = ("_adapter", "_request", "_view_kwargs", "method", "path")
+
+    def __init__(self, adapter: Adapter, request: HttpRequest, view_kwargs: dict[str, Any]) -> None:
+        self._adapter = adapter
+        self._request = request
+        self._view_kwargs = view_kwargs
+        self.method: str = request.method or ""
+        self.path: str = request.path
+
+    @property
+    def query(self) -> str:
+        """
+        The raw query string.
+        """
+        query: str = self._request.META.get("QUERY_STRING", "")
+        return query
+
+    @property
+    def content_type(self) -> str:
+        """
+        The raw content type.
+        """
+        content_type: str = self._request.META.get("CONTENT_TYPE", "")
+        return content_type
+
+    def key_header(self) -> str | None:
+        """
+        Return the raw value of the key's header.
+        """
+        header: str | None = self._request.META.get(self._adapter.key_name)
+        return header
+
+    def scope(self) -> tuple[str, str]:
+        """
+        Return the tenant and the principal.
+        """
+        adapter, meta = self._adapter, self._request.META
+        if adapter.tenant is None:
+            tenant = find_tenant_id(self._request, self._view_kwargs)
+        else:
+            tenant = adapter.tenant(self._request)
+        credentials = "\n".join(
+            f"{name}={meta[name]}" for name in adapter.credential_names if meta.get(name)
+        )
+        return tenant or "default", principal_scope(adapter.principal(self._request), credentials)
+
+    def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
+        """
+        Return the digest of the body; the view finds it as if nobody had read it.
+        """
+        if selector is not None:
+            return selected_digest(selector(self._request))
+        return request_body_digest(self._request)
+
+
+def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | None:
+    """
+    Return the tenant that the project has put on the request or into the URL.
+
+    Raises:
+        ImproperlyConfigured: It is an object without a stable text.
+    """
+    for candidate in (
+        getattr(request, "tenant", None),
+        getattr(request, "tenant_id", None),
+        view_kwargs.get("tenant_id"),
+    ):
+        if candidate is not None:
+            return _as_id(candidate)
+    return None
+
+
+def _as_id(candidate: Any) -> str:
+    # Only what is the same in every process may become part of a key.
+    value = getattr(candidate, "pk", candidate)
+    if not isinstance(value, str | int | UUID):
+        raise ImproperlyConfigured(
+            f"The {type(candidate).__name__} on the request has no id that could stand for a "
+            "tenant. Set DOTMAC_TASKS['TENANT'] to a function that returns one."
+        )
+    return str(value)
+
+
+def find_user_id(request: HttpRequest) -> str | None:
+    """
+    Return the primary key of the authenticated user, or None.
+
+    A response to an anonymous user is not made to vary on the cookie by it.
+    """
+    user = getattr(request, "user", None)
+    session = getattr(request, "session", None)
+    if user is None:
+        return None
+    if session is None or session.accessed or not _is_unresolved(user):
+        return _user_id(user)
+    # Somebody who looks at request.user later must be seen to do so: an anonymous user is
+    # resolved on a copy, and forgotten, so that the view's own look counts as the first.
+    known = _USER in vars(request)
+    user = copy.copy(user)
+    found = _user_id(user)
+    if found is not None:
+        request.user = user
+    elif not session.modified:
+        session.accessed = False
+        if not known:
+            vars(request).pop(_USER, None)
+    return found
+
+
+def _is_unresolved(user: Any) -> bool:
+    return type(user) is SimpleLazyObject and user._wrapped is empty  # noqa: SLF001 - no public way
+
+
+def _user_id(user: Any) -> str | None:
+    if not user.is_authenticated:
+        return None
+    return None if user.pk is None else str(user.pk)

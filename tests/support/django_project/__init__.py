@@ -1,0 +1,5 @@
+"""
+A small Django project for the tests; `overrides` in a test change its settings.
+"""
+
+from __future__ import annotations
