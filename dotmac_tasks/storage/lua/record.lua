@@ -1,0 +1,39 @@
+-- Reads an idempotency record. It is a hash of v format, s status, p payload (finished only), and
+-- t tenant, u user, n operation type, f fingerprint, o owner, k fencing token, r retention (ms),
+-- c created, l lease end, e finished (all ms), a policy for an abandoned claim,
+-- g how the claim goes: '' plainly, 't' taken over, 'd' deferred, 's' settled by somebody else.
+-- A finished one holds all but v, s and p in h, one after the other as name, length, ':' and value:
+-- with a long payload the hash is no compact one any more, and each field costs some 70 bytes.
+
+local FINISHED = {completed = true, failed = true}
+local NEEDED = {
+  pending = {'t', 'u', 'n', 'f', 'c', 'r'},
+  in_progress = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'l', 'a', 'g'},
+  completed = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'e', 'g', 'p'},
+  failed = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'e', 'g', 'p'},
+}
+local NUMBERS = {c = true, r = true, k = true, l = true, e = true}
+
+local function unpack_head(record, head)
+  local at = 1
+  while true do
+    local name, length, start = string.match(head, '^(%a)(%d+):()', at)
+    if not name then return end
+    at = start + length
+    record[name] = string.sub(head, start, at - 1)
+  end
+end
+
+local function read_record(key)
+  local flat = redis.call('HGETALL', key)
+  if #flat == 0 then return nil end
+  local record = {}
+  for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
+  if record.v ~= '1' then corrupt(key, 'is not of format 1') end
+  if record.h then unpack_head(record, record.h) end
+  for _, name in ipairs(NEEDED[record.s] or corrupt(key, 'has no known status')) do
+    local value = record[name] or corrupt(key, 'lacks the field ' .. name)
+    if NUMBERS[name] and not tonumber(value) then corrupt(key, 'has no number in ' .. name) end
+  end
+  return record
+end
