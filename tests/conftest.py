@@ -7,13 +7,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from dotmac_tasks.testing import FakeClock
+    from support.redis_server import RedisServer
 
 CI_FLAG = "DOTMAC_TASKS_CI"
 # The mark of a test that needs a server, and the client library without which it cannot run.
@@ -78,3 +79,16 @@ def random_prefix() -> str:
     A key prefix that no other test has; not from `random`, which is seeded anew for each test.
     """
     return f"test-{secrets.token_hex(8)}"
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """
+    A private Redis for the whole run; whoever uses it keeps to a prefix of its own.
+    """
+    from support.redis_server import RedisServer, find_redis_server
+
+    if find_redis_server() is None:
+        pytest.skip("redis-server is not installed")
+    with RedisServer() as server:
+        yield server

@@ -671,7 +671,7 @@ class MemoryStorage(Storage):
             record.request = request._replace(
                 user_id=old.user_id,
                 operation_type=old.operation_type,
-                fingerprint=old.fingerprint,
+                fingerprint=old.fingerprint or request.fingerprint,
             )
         self._fence += 1
         record.fencing_token = self._fence
@@ -804,10 +804,8 @@ def _compare(record: _Operation, request: ClaimRequest) -> ClaimOutcome | None:
     known = record.request
     if known.tenant_id != request.tenant_id:
         return ClaimOutcome.FOREIGN
-    if known.fingerprint != request.fingerprint:
-        if known.fingerprint:
-            return ClaimOutcome.MISMATCH
-        record.request = known._replace(fingerprint=request.fingerprint)
+    if known.fingerprint not in ("", request.fingerprint):
+        return ClaimOutcome.MISMATCH
     return None
 
 

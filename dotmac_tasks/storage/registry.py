@@ -118,7 +118,7 @@ def storage_from_setting(
 def _import_backend(path: str) -> Callable[..., object]:
     module_name, _, name = path.rpartition(".")
     try:
-        backend = getattr(import_module(module_name), name)
+        backend: object = getattr(import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             _OPTION, f"BACKEND {path!r} cannot be imported: {error}."
