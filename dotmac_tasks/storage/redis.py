@@ -379,8 +379,12 @@ class RedisStorage(Storage):
             for name, reply in zip(names, replies, strict=True)
             if reply
         ]
-        if status is not None:
-            records = [record for record in records if record.status is status]
+        # An index may still name what expired, though its id is another tenant's by now.
+        records = [
+            record
+            for record in records
+            if record.tenant_id == tenant_id and status in (None, record.status)
+        ]
         return BackgroundPage(records, following)
 
     # Housekeeping
