@@ -200,11 +200,13 @@ def serve(console: Console, stack: Stack, options: Options) -> None:
             default_stock=100,
         )
     storage = redis_url or "memory, one process"
-    console.print(f"The shop is open at {stack.shop_url}/products/ (storage: {storage}).\n")
+    console.print(
+        f"The shop is open: {stack.shop_url}/products/ (storage: {storage}).\n", soft_wrap=True
+    )
     for what, quantity in (
         ("Order a mug:", 1),
-        ("Send it again: the same answer, marked Idempotent-Replayed, and no second charge.", 1),
-        ("The same key for another order: 422.", 2),
+        ("Send it again; the same answer comes back, marked Idempotent-Replayed:", 1),
+        ("The same key for another order is refused with 422:", 2),
     ):
         console.print(f"[bold]{what}[/]")
         console.print(curl_line(stack.shop_url, quantity), soft_wrap=True, highlight=False)
@@ -220,7 +222,7 @@ def curl_line(url: str, quantity: int) -> str:
     order = {"number": "B-1", "customer": "You", "product": "mug-blue", "quantity": quantity}
     return (
         f"curl -i {url}/orders/ -H 'Content-Type: application/json'"
-        f" -H 'Idempotency-Key: my-first-order' -d '{json.dumps(order)}'"
+        f" -H 'Idempotency-Key: my-first-order' -d '{json.dumps(order)}'; echo"
     )
 
 
