@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from enum import IntEnum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dotmac_tasks.errors import SerializationError
+from dotmac_tasks.serialization import (
+    MAX_DEPTH,
+    ErrorOutcome,
+    HttpOutcome,
+    JsonOutcome,
+    Tombstone,
+    decode_payload,
+    encode_error,
+    encode_response,
+    encode_result,
+    encode_tombstone,
+)
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Safe(str):
+    __slots__ = ()
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def same(left: Any, right: Any) -> bool:
+    """
+    Compare with types, which == does not: 1, 1.0 and True are equal to it.
+    """
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return bool(left == right)
+
+
+RESULTS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**2000), 2**2000)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
+    max_leaves=20,
+)
+
+
+@given(RESULTS)
+def test_result_comes_back_as_it_was(value: Any) -> None:
+    """
+    Every accepted result is decoded to an equal value of the same types.
+    """
+    outcome = decode_payload(encode_result(value))
+    assert isinstance(outcome, JsonOutcome)
+    assert same(outcome.value, value)
+
+
+@pytest.mark.parametrize("value", [None, 0, False, "", [], {}, 0.0])
+def test_falsy_result_comes_back_as_itself(value: Any) -> None:
+    """
+    Nothing that is falsy turns into something else.
+    """
+    outcome = decode_payload(encode_result(value))
+    assert isinstance(outcome, JsonOutcome)
+    assert same(outcome.value, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "type_name", "hint"),
+    [
+        ((1, 2), "$", "tuple", "Return a list"),
+        ({"a": [Level.LOW]}, "$.a[0]", "Level", "plain base type"),
+        ({"a": Safe("x")}, "$.a", "Safe", "plain base type"),
+        (OrderedDict(), "$", "OrderedDict", "plain base type"),
+        ({"a": float("nan")}, "$.a", "float", "not finite"),
+        ([float("-inf")], "$[0]", "float", "not finite"),
+        ({"a b": {1: 2}}, "$['a b']", "int", "mapping key"),
+        (object(), "$", "object", "no JSON form"),
+        (b"x", "$", "bytes", "no JSON form"),
+        (2**3000, "$", "int", "too large"),
+        ({"a": [0, "\ud800"]}, "$.a[1]", "str", "surrogate"),
+        ({"a": {"\udfff": 1}}, "$.a", "str", "surrogate"),
+    ],
+)
+def test_result_that_would_change_is_refused(
+    value: Any, path: str, type_name: str, hint: str
+) -> None:
+    """
+    What JSON would not give back unchanged is refused, with its place and a hint.
+    """
+    with pytest.raises(SerializationError, match=hint) as caught:
+        encode_result(value)
+    assert (caught.value.path, caught.value.type_name) == (path, type_name)
+
+
+def test_result_is_bounded_in_depth() -> None:
+    """
+    The deepest accepted result decodes; one level more, or a cycle, is refused.
+    """
+    assert decode_payload(encode_result(nested(MAX_DEPTH))) == JsonOutcome(nested(MAX_DEPTH))
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    for value in (nested(MAX_DEPTH + 1), cycle):
+        with pytest.raises(SerializationError, match="nested deeper"):
+            encode_result(value)
+
+
+@given(
+    st.integers(100, 599),
+    st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=4),
+    st.binary(),
+)
+def test_response_comes_back_byte_for_byte(
+    status: int, headers: list[tuple[str, str]], body: bytes
+) -> None:
+    """
+    Status, repeated headers in their order, and the body survive, line feeds included.
+    """
+    assert decode_payload(encode_response(status, headers, body)) == HttpOutcome(
+        status, headers, body
+    )
+
+
+def test_response_holds_its_body_raw() -> None:
+    """
+    The body is stored as it is, so that it costs no more than its length.
+    """
+    payload = encode_response(200, [("A", "b")], b"\x00\nbody")
+    assert payload == b'1h[200,[["A","b"]]]\n\x00\nbody'
+
+
+def test_tombstone_and_error_come_back() -> None:
+    """
+    Reason and text survive; text that UTF-8 cannot hold is escaped rather than refused.
+    """
+    assert decode_payload(encode_tombstone("stream")) == Tombstone("stream")
+    assert decode_payload(encode_error("declinéd")) == ErrorOutcome("declinéd")
+    assert decode_payload(encode_error("a\ud800")) == ErrorOutcome("a\\ud800")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"1",
+        b"2j1",
+        b"1x1",
+        b"1j",
+        b"1j{",
+        b"1j\xff",
+        b"1j" + b"[" * 200_000,
+        b"1t\xff",
+        b"1e\xff",
+        b"1h[200,[]]",
+        b"1h{}\n",
+        b"1h[200]\n",
+        b"1h7\n",
+        b'1h["200",[]]\n',
+        b"1h[200,[7]]\n",
+        b"1h[200,7]\n",
+    ],
+)
+def test_damaged_or_newer_payload_is_a_value_error(payload: bytes) -> None:
+    """
+    Damage and unknown versions raise ValueError and nothing else.
+    """
+    with pytest.raises(ValueError):  # noqa: PT011 - the class is the contract
+        decode_payload(payload)
+
+
+@given(st.binary(max_size=40))
+def test_decoding_anything_raises_nothing_but_value_errors(payload: bytes) -> None:
+    """
+    Whatever was stored, decoding it gives an outcome or a ValueError.
+    """
+    for kind in (b"", b"1h", b"1j"):
+        try:
+            outcome = decode_payload(kind + payload)
+        except ValueError:
+            continue
+        assert isinstance(outcome, HttpOutcome | JsonOutcome | Tombstone | ErrorOutcome)
