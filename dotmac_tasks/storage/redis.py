@@ -448,7 +448,7 @@ class RedisStorage(Storage):
         try:
             reply = channel.probe(_pack((b"INFO",)), "INFO", channel.get_deadline())
         except StorageError as error:
-            # Access rules often forbid INFO, and some servers do not know it: that is an answer, too.
+            # Access rules often forbid INFO; being told so is an answer, too.
             silent = isinstance(error, StorageUnavailableError | StorageTimeoutError)
             healthy = not silent or isinstance(error.__cause__, NoPermissionError)
             warnings = [str(error)]

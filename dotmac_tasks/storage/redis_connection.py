@@ -148,13 +148,13 @@ class _Tcp(Connection):
         raise trouble
 
 
-class _TcpConnection(_Bounded, _Tcp):
+class _TcpConnection(_Bounded, _Tcp):  # type: ignore[misc]
     """
     Over TCP; used by one thread at a time.
     """
 
 
-class _TlsConnection(_Bounded, SSLConnection, _Tcp):
+class _TlsConnection(_Bounded, SSLConnection, _Tcp):  # type: ignore[misc]
     """
     Over TLS; used by one thread at a time.
     """
@@ -502,7 +502,7 @@ def create_channel(
         settings = dict(client.connection_pool.connection_kwargs)
     else:
         try:
-            settings = dict(parse_url(redis_url or _DEFAULT_URL))
+            settings = dict(parse_url(redis_url or _DEFAULT_URL))  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigurationError(
                 "redis_url", "is not a redis://, rediss:// or unix:// URL."

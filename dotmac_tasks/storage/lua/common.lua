@@ -15,12 +15,14 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Raise the counter behind all fencing tokens and return it.
+-- Raise the counter behind all fencing tokens, above `stored` too, and return it.
 local function next_fence(counter, stored)
-  local last = tonumber(redis.call('GET', counter) or '0') or corrupt(counter, 'is no number')
-  local fence = int(math.max(last, tonumber(stored or '0')) + 1)
-  redis.call('SET', counter, fence)
-  return fence
+  local fence = redis.call('INCR', counter)
+  if stored and fence <= tonumber(stored) then
+    fence = tonumber(stored) + 1
+    redis.call('SET', counter, int(fence))
+  end
+  return int(fence)
 end
 
 -- Return who holds a lock and the fencing token; nothing for a free one.

@@ -6,13 +6,6 @@
 -- with a long payload the hash is no compact one any more, and each field costs some 70 bytes.
 
 local FINISHED = {completed = true, failed = true}
-local NEEDED = {
-  pending = {'t', 'u', 'n', 'f', 'c', 'r'},
-  in_progress = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'l', 'a', 'g'},
-  completed = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'e', 'g', 'p'},
-  failed = {'t', 'u', 'n', 'f', 'c', 'r', 'o', 'k', 'e', 'g', 'p'},
-}
-local NUMBERS = {c = true, r = true, k = true, l = true, e = true}
 
 local function unpack_head(record, head)
   local at = 1
@@ -24,6 +17,14 @@ local function unpack_head(record, head)
   end
 end
 
+local function is_whole(r)
+  local claimed = r.o and r.g and tonumber(r.k)
+  if r.s == 'in_progress' then claimed = claimed and r.a and tonumber(r.l) end
+  if FINISHED[r.s] then claimed = claimed and r.p and tonumber(r.e) end
+  return (claimed or r.s == 'pending') and r.t and r.u and r.n and r.f and tonumber(r.c)
+    and tonumber(r.r)
+end
+
 local function read_record(key)
   local flat = redis.call('HGETALL', key)
   if #flat == 0 then return nil end
@@ -31,9 +32,9 @@ local function read_record(key)
   for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
   if record.v ~= '1' then corrupt(key, 'is not of format 1') end
   if record.h then unpack_head(record, record.h) end
-  for _, name in ipairs(NEEDED[record.s] or corrupt(key, 'has no known status')) do
-    local value = record[name] or corrupt(key, 'lacks the field ' .. name)
-    if NUMBERS[name] and not tonumber(value) then corrupt(key, 'has no number in ' .. name) end
+  if record.s ~= 'pending' and record.s ~= 'in_progress' and not FINISHED[record.s] then
+    corrupt(key, 'has no known status')
   end
+  if not is_whole(record) then corrupt(key, 'lacks a field, or a number in one') end
   return record
 end

@@ -16,14 +16,14 @@ local function extend(key, index, name, record, lease)
   set_expiry(key, index, name, record)
 end
 
-local function write_finished(key, index, name, record, status, payload)
-  record.s, record.e = status, int(now_ms())
-  local head = ''
-  for field in string.gmatch('tunfokrceg', '.') do
-    local value = record[field]
-    head = head .. field .. #value .. ':' .. value
-  end
+local function write_finished(key, index, name, r, status, payload)
+  r.s, r.e = status, int(now_ms())
+  local head = table.concat({
+    't', #r.t, ':', r.t, 'u', #r.u, ':', r.u, 'n', #r.n, ':', r.n, 'f', #r.f, ':', r.f,
+    'o', #r.o, ':', r.o, 'k', #r.k, ':', r.k, 'r', #r.r, ':', r.r, 'c', #r.c, ':', r.c,
+    'e', #r.e, ':', r.e, 'g', #r.g, ':', r.g,
+  })
   redis.call('DEL', key)
   redis.call('HSET', key, 'v', '1', 's', status, 'h', head, 'p', payload)
-  set_expiry(key, index, name, record)
+  set_expiry(key, index, name, r)
 end
