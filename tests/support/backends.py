@@ -184,7 +184,9 @@ def open_backend(name: str, request: pytest.FixtureRequest) -> Iterator[Backend]
     if name == "fakeredis":
         fakeredis = pytest.importorskip("fakeredis")
         server = fakeredis.FakeServer()
-        backend = RedisBackend(name, fakeredis.FakeRedis(server=server), prefix, server=server)
+        client = fakeredis.FakeRedis(server=server)
+        client.ping()  # it makes its database without a lock, so not by threads that race
+        backend = RedisBackend(name, client, prefix, server=server)
     else:
         redis = pytest.importorskip("redis")
         running: RedisServer = request.getfixturevalue("redis_server")
