@@ -153,7 +153,8 @@ class Heartbeat:
         reset_after_fork(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may run a finaliser that drops a lease right here.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[str, Held] = {}
         self._unwritten: dict[str, _Unwritten] = {}
@@ -239,9 +240,9 @@ class Heartbeat:
         Do what is due now, once; the thread calls this, and tests may.
         """
         now = self._monotonic()
-        # Outcomes first: what is written need not be renewed.
-        self._write_outcomes(now, now)
+        # Renewals first: they are one command, and others wait for a second run not to happen.
         self._renew(now)
+        self._write_outcomes(now, now)
         with self._lock:
             self._wake_at = self._next_beat(now)
             self._shortest = math.inf
@@ -381,7 +382,10 @@ class Heartbeat:
         with self._lock:
             waiting = list(self._unwritten.values())
         failed = False
+        stop_at = now + _LONGEST_PAUSE
         for unwritten in waiting:
+            if self._monotonic() > stop_at:
+                return  # The rest at the next beat: a slow storage must not delay renewals.
             claim = unwritten.claim
             if not failed:
                 try:
@@ -394,8 +398,7 @@ class Heartbeat:
                     # The storage is what fails, so the others would only wait for it as well. This
                     # one goes to the end, in case it is the one that cannot be written.
                     failed = True
-                    with self._lock:
-                        self._unwritten[claim.lease.owner] = self._unwritten.pop(claim.lease.owner)
+                    self._move_to_end(unwritten)
                 else:
                     self._failures = 0
                     self._settle(claim, outcome)
@@ -407,6 +410,12 @@ class Heartbeat:
                 _FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE
             )
             self._failures = min(self._failures + 1, 10)
+
+    def _move_to_end(self, unwritten: _Unwritten) -> None:
+        owner = unwritten.claim.lease.owner
+        with self._lock:
+            if self._unwritten.pop(owner, None) is not None:
+                self._unwritten[owner] = unwritten
 
     def _settle(self, claim: HeldClaim, outcome: WriteOutcome | None) -> None:
         with self._lock:

@@ -371,7 +371,8 @@ class IdempotencyGuard:
         """
         Begin anew in a child: the parent's threads neither wait nor count here.
         """
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a claim of another block right here.
+        self._lock = threading.RLock()
         self._slots = threading.Semaphore(self.config.max_waiting)
         self._executions = 0
         self._takeovers = 0
@@ -595,8 +596,10 @@ class OperationSettings(NamedTuple):
 
         Raises:
             InvalidKeyError: The key cannot be stored.
+            ConfigurationError: The tenant is not text.
         """
         validate_stored_key(key)
+        _check_text("tenant_id", tenant_id)
         return ClaimRequest(
             key,
             new_token(),
@@ -834,6 +837,11 @@ def _record(claim: Claim, result: Any) -> None:
         raise
     if not claim.complete(payload):
         raise ClaimLostError(claim.request.key, result=result)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ConfigurationError(name, f"must be text, not {value!r}.", value=value)
 
 
 def _refuse_unfit(function: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
 from dotmac_tasks.events import (
     EventDispatcher,
     MetricsHooks,
+    OperationCompleted,
     OperationEnqueued,
 )
 from dotmac_tasks.fork import reset_after_fork
@@ -30,6 +31,7 @@ from dotmac_tasks.health import (
     report_health,
 )
 from dotmac_tasks.heartbeat import Heartbeat
+from dotmac_tasks.http import HttpIdempotency
 from dotmac_tasks.idempotency import (
     FunctionKey,
     IdempotencyGuard,
@@ -39,7 +41,7 @@ from dotmac_tasks.idempotency import (
     fingerprint_of,
     log_fields,
 )
-from dotmac_tasks.keys import generate_idempotency_key
+from dotmac_tasks.keys import generate_idempotency_key, key_hash
 from dotmac_tasks.locks import DistributedLock
 from dotmac_tasks.models import (
     AbandonedPolicy,
@@ -90,7 +92,8 @@ class BackgroundOperationsManager:
     Attributes:
         config: The settings.
         storage: The storage, observed where there are hooks.
-        guard: Claims keys; the HTTP layer uses it.
+        guard: Claims keys.
+        http: Decides about HTTP requests by these settings.
         heartbeat: Renews what this process holds.
         events: Hands events to the hooks.
         wsgi_app: The application that was wrapped last, if one was.
@@ -129,6 +132,7 @@ class BackgroundOperationsManager:
         self.guard = IdempotencyGuard(
             self.storage, self.heartbeat, self.events, self.config, self._clock
         )
+        self.http = HttpIdempotency(self.config, self.guard, self.events)
         self._operations = BackgroundOperations(self.storage, self.events, self.config)
 
     def _make_storage(self) -> Storage:
@@ -281,7 +285,25 @@ class BackgroundOperationsManager:
         outcome = self.storage.settle_operation(
             key, payload, failed=error is not None, tenant_id=tenant_id
         )
+        if self.events.active and outcome is SettleOutcome.DONE:
+            self._report_settled(key)
         return outcome is SettleOutcome.DONE or outcome is SettleOutcome.FINISHED
+
+    def _report_settled(self, key: str) -> None:
+        try:
+            record = self.storage.find_operation(key)
+        except StorageError:
+            return  # It is recorded; only the hooks do not learn of it.
+        if record is not None:
+            self.events.emit(
+                OperationCompleted(
+                    tenant_id=record.tenant_id,
+                    operation_type=record.operation_type,
+                    key_hash=key_hash(key),
+                    status=record.status.value,
+                    duration=0.0,
+                )
+            )
 
     def idempotent(
         self,
