@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import redis
@@ -449,7 +450,9 @@ class Channel:
         connection.deadline = deadline
         try:
             connection.connect()
+            _greet(connection)
         except (AuthenticationError, ResponseError) as error:
+            connection.disconnect()
             raise _RefusedError from error
         except (RedisError, ValueError) as error:  # ValueError: TLS options that contradict
             raise _BrokenError(sent=False) from error
@@ -551,6 +554,18 @@ def _name_target(options: dict[str, Any]) -> str:
     if "path" in options:
         return str(options["path"])
     return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+
+def _greet(connection: Any) -> None:
+    """
+    Make sure that somebody answers before anything is sent that matters.
+
+    A balancer without a server behind it, or one that hangs, accepts connections
+    too; without this it could not be told whether the first command took effect.
+    """
+    connection.send_command("PING", check_health=False)
+    with suppress(NoPermissionError):  # that is an answer, too
+        connection.read_response()
 
 
 def _ask(connection: Any, command: bytes, deadline: float) -> Reply:
