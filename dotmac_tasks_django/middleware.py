@@ -43,6 +43,8 @@ class BackgroundOperationsMiddleware:
             run = find_run(request)
             if run is not None:
                 end_with_error(run, error)
+                # Without a response nobody else closes the request.
+                request.close()
             raise
         run = find_run(request)
         if run is not None:

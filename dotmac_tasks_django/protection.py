@@ -7,10 +7,11 @@ Both translate only: what happens to a request is decided in `dotmac_tasks.http`
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 
 from dotmac_tasks.http import Answer, Run, ViewOptions
 from dotmac_tasks_django.requests import DjangoRequest, current_adapter
@@ -99,16 +100,16 @@ def _to_response(answer: Answer) -> HttpResponse:
     return response
 
 
-def end(run: Run, response: Any) -> None:
+def end(run: Run, response: HttpResponseBase) -> None:
     """
     Record how a run ended and mark its response; a stream is recorded at its end.
     """
     try:
         headers = list(response.items())
-        if isinstance(response, StreamingHttpResponse):
-            _watch(run, response)
+        if response.streaming:
+            _watch(run, cast(StreamingHttpResponse, response))
         else:
-            run.finish(response.status_code, headers, response.content)
+            run.finish(response.status_code, headers, cast(HttpResponse, response).content)
         for name, value in run.headers:
             response[name] = value
     except BaseException:

@@ -33,7 +33,7 @@ urlpatterns = [
     path("result/", views.with_result),
     path("deferred/", views.deferred),
     path("who/", views.who),
-    path("compressed/", views.compressed),
+    path("long/", views.long),
     path("insert/", views.insert),
     path("outer/", views.outer_pay),
     path("class/", views.PayView.as_view()),

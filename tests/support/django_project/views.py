@@ -24,7 +24,6 @@ from django.template.response import TemplateResponse
 from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.gzip import gzip_page
 
 from dotmac_tasks_django import (
     defer_operation,
@@ -283,12 +282,11 @@ def who(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt
-@gzip_page
-def compressed(request: HttpRequest) -> HttpResponse:
+def long(request: HttpRequest) -> HttpResponse:
     """
-    Compresses its own answer, if it is long enough.
+    Long enough to be compressed.
     """
-    return HttpResponse("x" * 1000 * count_call("compressed"))
+    return HttpResponse(str(count_call("long")) * 5000)
 
 
 @csrf_exempt

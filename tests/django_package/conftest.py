@@ -1,0 +1,45 @@
+"""
+A fresh storage and fresh counters for every test of the Django package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
+from django.test import Client
+
+from dotmac_tasks_django.testing import override_tasks_settings
+from support.django_project.calls import forget_calls
+
+
+@pytest.fixture(autouse=True)
+def _fresh_manager() -> Iterator[None]:
+    """
+    A manager, and with it a memory storage, that no other test has seen.
+    """
+    forget_calls()
+    with override_tasks_settings():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _open_connections() -> Iterator[None]:
+    """
+    A served request leaves the database alone, as it does with Django's own test client.
+    """
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+@pytest.fixture
+def client() -> Client:
+    """
+    Django's client; an unhandled exception becomes the 500 that a user would see.
+    """
+    return Client(raise_request_exception=False)
