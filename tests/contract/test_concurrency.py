@@ -8,8 +8,8 @@ import pytest
 from dotmac_tasks.errors import StaleRecordError
 from dotmac_tasks.models import ClaimOutcome, OperationStatus, SettleOutcome, WriteOutcome
 from dotmac_tasks.storage import Storage
-from support.backends import Backend, claim_and_complete, claim_in_process, make_request
-from support.concurrency import run_processes, run_together
+from support.backends import Backend, claim_and_complete, make_request
+from support.concurrency import run_together
 
 THREADS = 8
 
@@ -224,12 +224,3 @@ class TestManyAtOnce:
         record = storage.find_operation("k")
         assert record is not None
         assert record.payload in runs
-
-
-@pytest.mark.slow
-def test_processes_claim_one_key_once(backend: Backend) -> None:
-    """Of many processes exactly one runs the work of a key."""
-    if backend.address is None:
-        pytest.skip("this storage is not shared between processes")
-    runs = raced(run_processes(4, claim_in_process, *backend.address))
-    assert sum(run is not None for run in runs) == 1
