@@ -38,6 +38,7 @@ __all__ = [
 
 _RUN = "dotmac_tasks.run"
 _DIRECTIVE = STORE_HEADER.lower()
+_BODILESS = (204, 304)
 
 _ExcInfo: TypeAlias = (
     "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
@@ -191,7 +192,7 @@ class _WsgiRequest:
 
 def _send(answer: Answer, start_response: StartResponse) -> Iterable[bytes]:
     headers = list(answer.headers)
-    if answer.status not in (204, 304):
+    if answer.status not in _BODILESS:
         headers.append(("Content-Length", str(len(answer.body))))
     try:
         phrase = HTTPStatus(answer.status).phrase
@@ -305,6 +306,8 @@ class _Response:
         """
         Tell whether the response declares a length that can be kept.
         """
+        if self._status in _BODILESS:
+            return True
         for name, value in self._headers:
             if name.lower() == "content-length":
                 return value.isdecimal() and int(value) <= self._run.max_body

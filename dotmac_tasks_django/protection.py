@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
-from dotmac_tasks.http import Answer, Run, ViewOptions
+from dotmac_tasks.http import STORE_HEADER, Answer, Run, ViewOptions
 from dotmac_tasks_django.requests import DjangoRequest, current_adapter
 
 __all__ = [
@@ -105,6 +105,8 @@ def end(run: Run, response: HttpResponseBase) -> None:
     Record how a run ended and mark its response; a stream is recorded at its end.
     """
     try:
+        run.follow(response.get(STORE_HEADER))
+        del response[STORE_HEADER]
         headers = list(response.items())
         if response.streaming:
             _watch(run, cast(StreamingHttpResponse, response))
