@@ -505,14 +505,13 @@ class MemoryStorage(Storage):
         """
         with self._lock:
             now = self._monotonic()
-            entry = self._backgrounds.get(operation_id)
-            known = entry is not None and entry.expires > now
-            if entry is not None and known and entry.record.tenant_id == tenant_id:
-                if entry.request_id == request_id:
+            entry = _find_live(self._backgrounds, operation_id, now)
+            revision = 0
+            if entry is not None:
+                foreign = entry.record.tenant_id != tenant_id
+                if entry.request_id == request_id and not foreign:
                     return entry.record
-                revision = entry.record.revision
-            else:
-                revision = -1 if known else 0
+                revision = -1 if foreign else entry.record.revision
             if revision != expected_revision:
                 raise StaleRecordError(self.name, f"Operation {operation_id}")
             now_ms = self._read_wall_clock(now)
@@ -521,14 +520,14 @@ class MemoryStorage(Storage):
                 tenant_id,
                 status,
                 revision + 1,
-                entry.record.created_ms if entry is not None and known else now_ms,
+                now_ms if entry is None else entry.record.created_ms,
                 now_ms,
                 None if retention is None else now_ms + round(retention * 1000),
                 data,
             )
             expires = inf if retention is None else now + retention
-            if entry is None or not known:
-                self._make_room(entry, now)
+            if entry is None:
+                self._make_room(self._backgrounds.get(operation_id), now)
                 entry = _Background(record, expires, next(self._numbers))
                 self._backgrounds[operation_id] = entry
             else:

@@ -636,6 +636,15 @@ class TestDefer:
         defer(storage)
         assert storage.defer_operation(make_request(owner="a"), 60) is WriteOutcome.DONE
 
+    def test_claim_sent_again_does_not_undo_a_deferral(self, storage: Storage) -> None:
+        """A late duplicate of the claim is answered and leaves the record deferred."""
+        first = storage.claim_operation(make_request(owner="a"))
+        storage.defer_operation(make_request(owner="a"), 600)
+        before = storage.find_operation("k")
+        assert storage.claim_operation(make_request(owner="a")) == first
+        assert storage.find_operation("k") == before
+        assert storage.settle_operation("k", PAYLOAD, failed=False) is SettleOutcome.DONE
+
     def test_deferring_what_was_settled_is_done(self, storage: Storage) -> None:
         """A fast worker that settled between two sendings keeps its outcome."""
         defer(storage)
