@@ -93,9 +93,9 @@ class RedisStorage(Storage):
     A user of Redis with access control needs no more than::
 
         ACL SETUSER app on >secret ~bgops:* resetchannels -@all +evalsha +eval
-            +info +select +time +get +set +del +hgetall +hset +pexpire +pexpireat
-            +persist +pttl +zadd +zrem +zcard +zcount +zrangebyscore +zrevrange
-            +zrevrangebyscore
+            +ping +info +select +time +get +set +incr +del +hgetall +hset +pexpire
+            +pexpireat +persist +pttl +zadd +zrem +zcard +zcount +zrangebyscore
+            +zrevrange +zrevrangebyscore
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``, with user,
@@ -133,7 +133,10 @@ class RedisStorage(Storage):
         **options: Any,
     ) -> None:
         _check_positive(
-            timeout=timeout, max_connections=max_connections, breaker_threshold=breaker_threshold
+            timeout=timeout,
+            max_connections=max_connections,
+            breaker_threshold=breaker_threshold,
+            breaker_cooldown=breaker_cooldown,
         )
         if redis_url is not None and client is not None:
             raise ConfigurationError("client", "cannot be given together with redis_url.")
