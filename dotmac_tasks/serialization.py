@@ -119,11 +119,7 @@ def encode_result(value: Any) -> bytes:
     """
     _check(value, None, 0)
     text: str = _encode_json(value)
-    try:
-        return b"1j" + text.encode()
-    except UnicodeEncodeError:
-        _refuse_surrogates(value, None)
-        raise
+    return b"1j" + text.encode()
 
 
 def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
@@ -196,9 +192,12 @@ def _refuse(value: object, path: Path, reason: str) -> NoReturn:
 
 def _check(value: Any, path: Path, depth: int) -> None:
     kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return
-    if kind is int:
+    if kind is str:
+        if not value.isascii():
+            _check_text(value, path)
+    elif kind is bool or value is None:
+        pass
+    elif kind is int:
         if value.bit_length() > _MAX_INT_BITS:
             _refuse(value, path, "is too large. Pass it as text.")
     elif kind is float:
@@ -214,6 +213,8 @@ def _check(value: Any, path: Path, depth: int) -> None:
             for key, item in value.items():
                 if type(key) is not str:
                     _refuse(key, path, "is a mapping key; the keys of JSON are text. Convert it.")
+                if not key.isascii():
+                    _check_text(key, path)
                 _check(item, (path, key), depth + 1)
     else:
         _refuse(value, path, _hint(value))
@@ -227,16 +228,8 @@ def _hint(value: object) -> str:
     return "has no JSON form. Convert it to text, numbers, lists and dicts first."
 
 
-def _refuse_surrogates(value: Any, path: Path) -> None:
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            _refuse(value, path, "holds a lone surrogate, which UTF-8 cannot encode.")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _refuse_surrogates(item, (path, index))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_surrogates(key, path)
-            _refuse_surrogates(item, (path, key))
+def _check_text(text: str, path: Path) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse(text, path, "holds a lone surrogate, which UTF-8 cannot encode. Remove it.")

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dotmac_tasks import fingerprint
+from dotmac_tasks.errors import SerializationError
 from dotmac_tasks.fingerprint import (
     FilePart,
     Spool,
     body_digest,
     parts_digest,
     request_fingerprint,
+    selected_digest,
     stream_digest,
 )
 
@@ -391,6 +393,23 @@ def test_parsed_form_does_not_know_empty_file_inputs() -> None:
     A file input left empty, which frameworks drop, does not count in the raw form either.
     """
     assert digest_of(field("a", b"1"), file("f", "", b"")) == parts_digest([("a", "1")], [])
+
+
+def test_selection_counts_by_value_and_kind() -> None:
+    """
+    What a selector picks is the same in any order, and text, bytes and data stay apart.
+    """
+    assert selected_digest({"a": 1, "b": 2}) == selected_digest({"b": 2, "a": 1})
+    picked: list[Any] = ["1", b"1", 1, [1], {"a": 1}, {"a": 2}, '"1"', b'"1"', None]
+    assert len({selected_digest(it) for it in picked}) == len(picked)
+
+
+def test_selection_without_a_form_is_refused() -> None:
+    """
+    An object is not compared by its address.
+    """
+    with pytest.raises(SerializationError):
+        selected_digest(object())
 
 
 BASE = ("POST", "/orders/", "a=1", "application/json; charset=utf-8", b"\x01" * 32)
