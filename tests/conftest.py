@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dotmac_tasks.testing import FakeClock
     from support.redis_server import RedisServer
 
-CI_FLAG = "DOTMAC_TASKS_CI"
+# Not named like a setting: those in the environment are checked, and this is none.
+CI_FLAG = "CI_DOTMAC_TASKS"
 # The mark of a test that needs a server, and the client library without which it cannot run.
 SERVER_MARKS = {"redis": "redis", "database": "django"}
 
@@ -43,7 +44,7 @@ def pytest_configure() -> None:
     Scrub the environment before any module is collected.
     """
     for name in list(os.environ):
-        if name == "REDIS_URL" or (name.startswith("DOTMAC_TASKS_") and name != CI_FLAG):
+        if name == "REDIS_URL" or name.startswith("DOTMAC_TASKS_"):
             del os.environ[name]
 
 

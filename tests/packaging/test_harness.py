@@ -39,7 +39,7 @@ def run_suite(folder: Path, *, mark: str, **environment: str) -> str:
     shutil.copy(CONFTEST, folder)
     folder.joinpath("pytest.ini").write_text("[pytest]\nmarkers =\n    redis:\n    elsewhere:\n")
     folder.joinpath("test_suite.py").write_text(SUITE.format(mark=mark))
-    ours = {"DJANGO_SETTINGS_MODULE", "DOTMAC_TASKS_CI"}
+    ours = {"DJANGO_SETTINGS_MODULE", "CI_DOTMAC_TASKS"}
     clean = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder],
@@ -61,13 +61,13 @@ def test_missing_server_skips_on_a_laptop(tmp_path: Path) -> None:
 def test_missing_server_fails_under_ci(tmp_path: Path) -> None:
     """With the CI flag the same skip is a failure."""
     pytest.importorskip("redis")
-    last_line = run_suite(tmp_path, mark="redis", DOTMAC_TASKS_CI="1")
+    last_line = run_suite(tmp_path, mark="redis", CI_DOTMAC_TASKS="1")
     assert last_line.startswith("1 failed, 1 passed")
 
 
 def test_other_skip_stays_a_skip_under_ci(tmp_path: Path) -> None:
     """A skip that is about no server is none of the flag's business."""
-    last_line = run_suite(tmp_path, mark="elsewhere", DOTMAC_TASKS_CI="1")
+    last_line = run_suite(tmp_path, mark="elsewhere", CI_DOTMAC_TASKS="1")
     assert last_line.startswith("1 passed, 1 skipped")
 
 
