@@ -667,10 +667,9 @@ class MemoryStorage(Storage):
         """
         old = record.request
         if old is not request:
+            # The fingerprint is the same by now, or the record had none.
             record.request = request._replace(
-                user_id=old.user_id,
-                operation_type=old.operation_type,
-                fingerprint=old.fingerprint or request.fingerprint,
+                user_id=old.user_id, operation_type=old.operation_type
             )
         self._fence += 1
         record.fencing_token = self._fence

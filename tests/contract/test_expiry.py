@@ -139,6 +139,15 @@ class TestPurge:
         backend.age(1000)
         assert storage.purge_expired(10) == PurgeReport(1, False)
 
+    def test_claim_shortens_the_life_of_a_pending_record(self, backend: Backend) -> None:
+        """An abandoned claim expires by its own retention, not by the longer one before it."""
+        storage = backend.storage
+        storage.ensure_operation(make_request(ttl=1000))
+        storage.claim_operation(make_request(ttl=10, lease=10))
+        backend.age(21)
+        assert storage.find_operation("k") is None
+        assert storage.purge_expired(10) == PurgeReport(1, False)
+
 
 class TestStats:
     def test_empty_storage_counts_zero(self, storage: Storage) -> None:

@@ -89,11 +89,13 @@ class TestClaim:
         assert storage.claim_operation(make_request()) == first
 
     def test_same_owner_gets_the_same_answer_after_its_lease(self, backend: Backend) -> None:
-        """A claim that is sent again after its lease, untaken, keeps its fencing token."""
+        """A claim sent again after its lease, untaken, keeps its token and is live again."""
         first = backend.storage.claim_operation(make_request(lease=10))
         backend.age(11)
         again = backend.storage.claim_operation(make_request(lease=10))
         assert (again.outcome, again.fencing_token) == (first.outcome, first.fencing_token)
+        other = backend.storage.claim_operation(make_request(owner="b"))
+        assert other.outcome is ClaimOutcome.IN_PROGRESS
 
     def test_same_owner_gets_the_same_answer_to_a_takeover(self, backend: Backend) -> None:
         """A takeover that is sent again is reported as a takeover again."""
