@@ -251,6 +251,23 @@ def test_orders_are_what_the_generator_writes(
     assert (tmp_path / "orders.jsonl").read_bytes() == (SHOP / "orders.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+@needs_server
+def test_shop_has_a_migration_for_each_change_of_its_models(tmp_path: Path) -> None:
+    """
+    Django finds nothing in the shop's models that its migrations do not create.
+    """
+    check = subprocess.run(
+        [sys.executable, str(SHOP / "manage.py"), "makemigrations", "--check", "--dry-run"],
+        env={**os.environ, "SHOP_DATA": str(tmp_path), "DJANGO_SETTINGS_MODULE": "shop.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
 @contextlib.contextmanager
 def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(

@@ -98,10 +98,10 @@ def executions_note(failed: int, cut_short: int) -> str:
     """
     reasons = []
     if failed:
-        reasons.append(f"{failed} for a failing gateway")
+        reasons.append(f"{failed} charges failed")
     if cut_short:
-        reasons.append(f"{cut_short} cut short by the kill")
-    return ", ".join(["the view's body ran", *reasons])
+        reasons.append(f"{cut_short} were killed")
+    return "the view ran" + ("; " + ", ".join(reasons) if reasons else "")
 
 
 def show_latency(console: Console, tally: Tally) -> None:
