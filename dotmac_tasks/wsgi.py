@@ -20,6 +20,7 @@ from dotmac_tasks.http import (
     HttpIdempotency,
     IncompleteBodyError,
     Run,
+    ViewOptions,
     principal_scope,
 )
 from dotmac_tasks.manager import BackgroundOperationsManager
@@ -54,7 +55,12 @@ class BackgroundOperationsMiddleware:
     """
 
     def __init__(
-        self, app: WSGIApplication, manager: BackgroundOperationsManager, **options: Any
+        self,
+        app: WSGIApplication,
+        manager: BackgroundOperationsManager,
+        *,
+        fingerprint: Callable[[WSGIEnvironment], Any] | None = None,
+        **options: Any,
     ) -> None:
         """
         Wrap an application.
@@ -62,6 +68,8 @@ class BackgroundOperationsMiddleware:
         Args:
             app: The application.
             manager: Supplies storage and settings; started with the first key.
+            fingerprint: Picks what of a request identifies it instead of its whole
+                body, which it may read; returns bytes, text or JSON data.
             options: HTTP settings that differ here, by their lower-case names;
                 `tenant` and `principal` are called with the environment.
 
@@ -72,6 +80,7 @@ class BackgroundOperationsMiddleware:
         self.manager = manager
         config = manager.config.replace(**options) if options else manager.config
         self._http = HttpIdempotency(config, manager.guard, manager.events)
+        self._options = None if fingerprint is None else ViewOptions(fingerprint=fingerprint)
         self._tenant = config.resolve_callable("tenant") or _default_tenant
         self._principal = config.resolve_callable("principal") or _remote_user
         self._key_name = _environ_name(config.idempotency_header)
@@ -87,7 +96,7 @@ class BackgroundOperationsMiddleware:
             return self.app(environ, start_response)
         request = _WsgiRequest(self, environ, path)
         try:
-            decision = self._http.begin(request)
+            decision = self._http.begin(request, self._options)
         except BaseException:
             request.close()
             raise
