@@ -413,7 +413,7 @@ class RedisStorage(Storage):
             waiting = records[0] + operations[0]
             if dry_run:
                 return PurgeReport(waiting, False)
-            if not size or not waiting or (removed and _monotonic() > deadline):
+            if not size or not waiting or _monotonic() > deadline:
                 return PurgeReport(removed, waiting > 0)
             if records[1]:
                 removed += self._remove_records(records[1], deadline)

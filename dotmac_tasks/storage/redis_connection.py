@@ -211,8 +211,12 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
     if not found:
         trouble.clear()
         thread = threading.Thread(target=look_up, name="dotmac-tasks.resolver", daemon=True)
-        thread.start()
-        thread.join(_time_left(deadline))
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to exit
+            look_up()
+        else:
+            thread.join(_time_left(deadline))
     if trouble:
         raise trouble[0]
     if not found:

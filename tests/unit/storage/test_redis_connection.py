@@ -657,6 +657,56 @@ def test_pool_options_in_a_url_are_no_concern_of_connections(
     assert claim(open_storage(url)) is ClaimOutcome.CLAIMED
 
 
+class FakeConnection:
+    """
+    Stands for the connection whose deadline a socket keeps to; used by one thread.
+    """
+
+    deadline = 0.0
+
+
+def test_socket_keeps_to_the_deadline() -> None:
+    """Whatever is done with a socket ends at the deadline of its connection."""
+    ours, theirs = socket.socketpair()
+    connection = FakeConnection()
+    connection.deadline = time.monotonic() + LONG
+    with ours, theirs:
+        bounded = redis_connection._BoundedSocket(ours, connection)  # type: ignore[arg-type]
+        bounded.sendall(b"ping")
+        assert theirs.recv(4) == b"ping"
+        theirs.sendall(b"pong")
+        assert bounded.recv(2) == b"po"
+        buffer = bytearray(2)
+        assert bounded.recv_into(buffer) == 2
+        assert bytes(buffer) == b"ng"
+        assert bounded.fileno() == ours.fileno()
+        connection.deadline = time.monotonic() + 0.05
+        with pytest.raises(TimeoutError):
+            bounded.recv(1)
+        with pytest.raises(TimeoutError, match="over"):
+            bounded.sendall(b"late")
+
+
+def test_command_that_cannot_be_sent_changed_nothing(
+    open_storage: Opener, redis_server: RedisServer
+) -> None:
+    """A call that has no time left when it comes to sending says that nothing happened."""
+    storage = open_storage(redis_server.url())
+    storage.find_operation("k")
+    with pytest.raises(StorageUnavailableError, match="did not answer"):
+        storage._channel.call(b"*1\r\n$4\r\nPING\r\n", "k", time.monotonic() - 1)
+    assert claim(storage) is ClaimOutcome.CLAIMED
+
+
+def test_interpreter_that_starts_no_threads_looks_up_itself(
+    open_storage: Opener, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the interpreter's exit, when no thread can start, a name is still resolved."""
+    monkeypatch.setattr(threading.Thread, "start", _raise(RuntimeError("can't start new thread")))
+    storage = open_storage(f"redis://localhost:{redis_server.port}/0")
+    assert claim(storage) is ClaimOutcome.CLAIMED
+
+
 def _raise(error: BaseException) -> Callable[..., Any]:
     def fail(*_: Any, **__: Any) -> Any:
         raise error

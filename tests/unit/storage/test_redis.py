@@ -1,0 +1,445 @@
+"""
+What is special to the Redis storage: its keys, its records, its scripts and its housekeeping.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from dotmac_tasks.errors import CorruptRecordError, InvalidKeyError, StorageError
+from dotmac_tasks.models import (
+    ClaimOutcome,
+    Lease,
+    LeaseKind,
+    OperationStatus,
+    PurgeReport,
+    SettleOutcome,
+    StorageStats,
+    WriteOutcome,
+)
+from support.backends import make_request
+from support.concurrency import run_together, wait_until
+from support.redis_server import RedisServer
+
+pytest.importorskip("redis")
+import redis
+
+from dotmac_tasks.storage import redis as module
+from dotmac_tasks.storage.lua import load_script
+from dotmac_tasks.storage.redis import RedisStorage
+
+pytestmark = pytest.mark.redis
+
+SCRIPTS = sorted(
+    each.name.removesuffix(".lua")
+    for each in resources.files("dotmac_tasks.storage.lua").iterdir()
+    if each.name.endswith(".lua")
+)
+SHARED = {"common", "record", "expiry", "write", "describe", "background"}
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[Any]:
+    with redis.Redis.from_url(redis_server.url()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def prefix(random_prefix: str) -> str:
+    return random_prefix
+
+
+@pytest.fixture
+def storage(redis_server: RedisServer, prefix: str) -> Iterator[RedisStorage]:
+    opened = RedisStorage(redis_server.url(), prefix=prefix, timeout=10)
+    yield opened
+    opened.close()
+
+
+def save(storage: RedisStorage, operation_id: str = "op", **changes: Any) -> None:
+    values: dict[str, Any] = {"expected_revision": 0, "request_id": "r", "retention": None}
+    tenant = changes.pop("tenant", "tenant")
+    values.update(changes)
+    storage.save_background(operation_id, tenant, OperationStatus.PENDING, b"d", **values)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_is_short_and_explains_itself(name: str) -> None:
+    """A script has at most 40 lines and starts with what it is for; a verb names what it takes."""
+    text = resources.files("dotmac_tasks.storage.lua").joinpath(f"{name}.lua").read_text()
+    assert len(text.splitlines()) <= 40
+    assert text.startswith("-- ")
+    if name not in SHARED:
+        assert re.search(r"^-- KEYS: ", text, re.MULTILINE)
+        assert re.search(r"^-- Returns: ", text, re.MULTILINE)
+
+
+def test_script_comes_with_what_it_uses() -> None:
+    """The shared parts that a script names precede it, in their order."""
+    text = load_script("find_operation").text.decode()
+    parts = ["local function corrupt", "local function read_record", "local function describe"]
+    positions = [text.index(part) for part in [*parts, "read_record(KEYS[1])"]]
+    assert positions == sorted(positions)
+    assert b"Uses" not in load_script("count_records").text
+
+
+def test_running_claim_is_one_compact_hash(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A claim is a small hash of named fields that expires one retention after its lease."""
+    storage.claim_operation(make_request(lease=30, ttl=100))
+    key = f"{prefix}:idempo:k"
+    fields = client.hgetall(key)
+    assert client.object("encoding", key) in (b"listpack", b"ziplist")
+    assert set(fields) == set(map(str.encode, "vstunfokralcg"))
+    assert (fields[b"v"], fields[b"s"], fields[b"o"]) == (b"1", b"in_progress", b"a")
+    assert 129_000 < client.pttl(key) <= 130_000
+    score = client.zscore(f"{prefix}:idempo:index", "k")
+    assert score == int(fields[b"l"]) + 100_000
+
+
+def test_finished_record_packs_its_head(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A finished record is version, status, payload as it came, and one field for the rest."""
+    storage.claim_operation(make_request(ttl=100))
+    payload = bytes(range(256))
+    storage.complete_operation(make_request(ttl=100), 1, payload, failed=False)
+    key = f"{prefix}:idempo:k"
+    fields = client.hgetall(key)
+    assert set(fields) == {b"v", b"s", b"h", b"p"}
+    assert fields[b"p"] == payload
+    assert b"t6:tenantu4:usern6:chargef11:fingerprinto1:a" in fields[b"h"]
+    assert 99_000 < client.pttl(key) <= 100_000
+
+
+def test_refusing_claim_never_expires(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A claim that must not run again stays, and is counted, until it is resolved."""
+    storage.claim_operation(make_request(on_abandoned="refuse"))
+    assert client.pttl(f"{prefix}:idempo:k") == -1
+    assert client.zscore(f"{prefix}:idempo:index", "k") == float("inf")
+    storage.renew_leases([Lease(LeaseKind.OPERATION, "k", "a", 60)])
+    assert client.pttl(f"{prefix}:idempo:k") == -1
+    storage.defer_operation(make_request(on_abandoned="refuse"), 60)
+    assert storage.settle_operation("k", b"x", failed=False) is SettleOutcome.DONE
+    assert client.pttl(f"{prefix}:idempo:k") > 0
+
+
+def test_renewal_moves_the_expiry(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A renewed claim expires one retention after its new lease; a renewed lock with it."""
+    storage.claim_operation(make_request(lease=1, ttl=10))
+    storage.acquire_lock("n", "a", 1)
+    leases = [
+        Lease(LeaseKind.OPERATION, "k", "a", 100),
+        Lease(LeaseKind.LOCK, "n", "a", 100),
+    ]
+    assert storage.renew_leases(leases) == [True, True]
+    assert client.pttl(f"{prefix}:idempo:k") > 100_000
+    assert client.pttl(f"{prefix}:lock:n") > 90_000
+
+
+def test_released_claim_leaves_nothing(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A release removes the record and its index entry."""
+    storage.claim_operation(make_request())
+    storage.release_operation("k", "a")
+    assert client.exists(f"{prefix}:idempo:k", f"{prefix}:idempo:index") == 0
+
+
+def test_lock_is_a_string_that_expires(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A lock is its owner and fencing token, with a time to live."""
+    grant = storage.acquire_lock("n", "a:b", 5)
+    assert grant is not None
+    assert client.get(f"{prefix}:lock:n") == b"a:b:%d" % grant.fencing_token
+    assert 0 < client.pttl(f"{prefix}:lock:n") <= 5000
+    assert storage.acquire_lock("n", "a:b", 5) == grant
+
+
+def test_fence_outgrows_what_a_record_holds(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A counter that was lost starts above the token of the record that is taken over."""
+    storage.claim_operation(make_request())
+    client.hset(f"{prefix}:idempo:k", mapping={"k": 41, "l": 1})
+    client.delete(f"{prefix}:fence")
+    reply = storage.claim_operation(make_request(owner="b"))
+    assert (reply.outcome, reply.fencing_token) == (ClaimOutcome.TAKEN_OVER, 42)
+    assert client.get(f"{prefix}:fence") == b"42"
+
+
+def test_fence_outgrows_a_completion(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A completion whose record is gone lifts the counter to its token, and never lowers it."""
+    storage.complete_operation(make_request(), 7, b"x", failed=False)
+    assert client.get(f"{prefix}:fence") == b"7"
+    storage.complete_operation(make_request(key="k2"), 3, b"x", failed=False)
+    assert client.get(f"{prefix}:fence") == b"7"
+
+
+def test_damaged_fence_is_an_error(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A counter that is no number refuses the claim, and no record is written."""
+    client.set(f"{prefix}:fence", "x")
+    with pytest.raises(StorageError):
+        storage.claim_operation(make_request())
+    assert storage.find_operation("k") is None
+
+
+DAMAGE: dict[str, dict[str, str | None]] = {
+    "newer": {"v": "2"},
+    "no version": {"v": None},
+    "unknown status": {"s": "paused"},
+    "no owner": {"o": None},
+    "no fence": {"k": "x"},
+    "no lease": {"l": ""},
+    "no policy": {"a": None},
+    "no mode": {"g": None},
+    "no tenant": {"t": None},
+    "no user": {"u": None},
+    "no type": {"n": None},
+    "no fingerprint": {"f": None},
+    "no creation": {"c": "x"},
+    "no retention": {"r": None},
+    "finished without payload": {"s": "completed", "e": "1"},
+    "finished without an instant": {"s": "failed", "p": "x"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_record_is_left_as_it_is(
+    damage: str, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A record that lacks anything is refused, is not renewed, and keeps every byte."""
+    storage.claim_operation(make_request())
+    key = f"{prefix}:idempo:k"
+    for field, value in DAMAGE[damage].items():
+        if value is None:
+            client.hdel(key, field)
+        else:
+            client.hset(key, field, value)
+    before = client.dump(key), client.zscore(f"{prefix}:idempo:index", "k")
+    for verb in (
+        lambda: storage.claim_operation(make_request(owner="b")),
+        lambda: storage.complete_operation(make_request(), 1, b"x", failed=False),
+        lambda: storage.release_operation("k", "a"),
+        lambda: storage.find_operation("k"),
+    ):
+        with pytest.raises(CorruptRecordError) as caught:
+            verb()
+        assert caught.value.key == "k"
+    assert storage.renew_leases([Lease(LeaseKind.OPERATION, "k", "a", 5)]) == [False]
+    assert (client.dump(key), client.zscore(f"{prefix}:idempo:index", "k")) == before
+
+
+def test_damaged_record_costs_no_other_lease(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """One unreadable record among many leases is lost alone."""
+    client.set(f"{prefix}:idempo:bad", "x")
+    client.set(f"{prefix}:lock:bad", "x")
+    storage.claim_operation(make_request())
+    storage.acquire_lock("n", "a", 5)
+    leases = [
+        Lease(LeaseKind.OPERATION, "bad", "a", 5),
+        Lease(LeaseKind.OPERATION, "k", "a", 5),
+        Lease(LeaseKind.LOCK, "bad", "a", 5),
+        Lease(LeaseKind.LOCK, "n", "a", 5),
+    ]
+    assert storage.renew_leases(leases) == [False, True, False, True]
+
+
+def test_no_leases_need_no_trip(storage: RedisStorage) -> None:
+    """Renewing nothing asks nobody."""
+    storage.close()
+    assert storage.renew_leases([]) == []
+    assert storage._channel._pool._count == 0
+
+
+def test_damaged_lock_is_refused(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A lock without owner and token is neither taken nor released."""
+    client.set(f"{prefix}:lock:n", "x")
+    with pytest.raises(CorruptRecordError):
+        storage.acquire_lock("n", "a", 5)
+    with pytest.raises(CorruptRecordError):
+        storage.release_lock("n", "a")
+    assert client.get(f"{prefix}:lock:n") == b"x"
+
+
+@pytest.mark.parametrize("field", ["t", "s", "n", "c", "m", "x", "i", "q", "d"])
+def test_damaged_operation_is_refused(
+    field: str, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A background operation that lacks a field is refused by every verb, and named."""
+    save(storage)
+    client.hdel(f"{prefix}:operation:op", field)
+    with pytest.raises(CorruptRecordError):
+        storage.find_background("op")
+    with pytest.raises(CorruptRecordError, match="operation:op lacks the field"):
+        storage.list_background("tenant")
+    with pytest.raises(CorruptRecordError):
+        save(storage, expected_revision=1, request_id="s")
+
+
+def test_newer_operation_is_refused(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A background operation of another format, or with a number that is none, is refused."""
+    save(storage)
+    client.hset(f"{prefix}:operation:op", "n", "x")
+    with pytest.raises(CorruptRecordError, match="no number"):
+        storage.find_background("op")
+    client.hset(f"{prefix}:operation:op", "v", "2")
+    with pytest.raises(CorruptRecordError, match="format"):
+        storage.find_background("op")
+
+
+def test_key_of_the_index_is_refused(storage: RedisStorage) -> None:
+    """No operation can be stored under the name of the index."""
+    for verb in (
+        lambda: storage.claim_operation(make_request(key="index")),
+        lambda: storage.find_operation("index"),
+        lambda: storage.release_operation("index", "a"),
+    ):
+        with pytest.raises(InvalidKeyError):
+            verb()
+
+
+@pytest.mark.parametrize("operation_id", ["", "tenant:x"])
+def test_id_that_could_name_an_index_is_refused(storage: RedisStorage, operation_id: str) -> None:
+    """An operation's id is not empty and has no colon; such a one is never found, either."""
+    with pytest.raises(InvalidKeyError):
+        save(storage, operation_id)
+    assert storage.find_background(operation_id) is None
+
+
+def test_tenant_with_colons_shares_no_listing(storage: RedisStorage) -> None:
+    """Tenants whose names look like parts of keys see their own operations only."""
+    save(storage, "one", tenant="a")
+    save(storage, "two", tenant="a:pending")
+    save(storage, "three", tenant="pending:a")
+    for tenant, expected in (("a", "one"), ("a:pending", "two"), ("pending:a", "three")):
+        for status in (None, OperationStatus.PENDING):
+            page = storage.list_background(tenant, status=status)
+            assert [record.operation_id for record in page.records] == [expected]
+
+
+def test_undecodable_text_comes_back(storage: RedisStorage) -> None:
+    """Text with lone surrogates, as WSGI hands on odd bytes, is kept unchanged."""
+    request = make_request(key="k\udce9", tenant_id="t\udc80", user_id="\ud800")
+    storage.claim_operation(request)
+    record = storage.find_operation("k\udce9")
+    assert record is not None
+    assert (record.tenant_id, record.user_id) == ("t\udc80", "\ud800")
+
+
+def test_cursor_that_is_none_is_refused(storage: RedisStorage) -> None:
+    """A cursor that no listing returned is the caller's mistake."""
+    with pytest.raises(ValueError, match="invalid literal"):
+        storage.list_background("tenant", cursor="x")
+
+
+def test_operations_made_in_one_millisecond_keep_their_order(storage: RedisStorage) -> None:
+    """Creations by many threads have distinct places, so that no page skips one."""
+    names = iter(range(1000))
+    run_together(8, lambda: [save(storage, f"op{next(names)}") for _ in range(5)])
+    seen, cursor = [], None
+    while True:
+        page = storage.list_background("tenant", limit=7, cursor=cursor)
+        seen += [record.operation_id for record in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sorted(seen) == sorted(f"op{number}" for number in range(40))
+
+
+def test_purge_removes_what_redis_has_removed(
+    storage: RedisStorage, client: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leftovers of both kinds go page by page, never more than asked for."""
+    monkeypatch.setattr(module, "_PAGE", 2)
+    for number in range(5):
+        storage.claim_operation(make_request(key=f"k{number}", lease=0.001, ttl=0.001))
+        save(storage, f"op{number}", retention=0.001)
+    storage.claim_operation(make_request(key="alive"))
+    wait_until(lambda: storage.purge_expired(1, dry_run=True).removed == 10)
+    assert storage.purge_expired(3) == PurgeReport(3, True)
+    assert storage.purge_expired(100) == PurgeReport(7, False)
+    assert storage.get_stats() == StorageStats(1, 0)
+    assert set(client.keys(f"{prefix}:*")) == {
+        f"{prefix}:{name}".encode() for name in ("fence", "idempo:alive", "idempo:index")
+    }
+
+
+def test_purge_puts_wrong_entries_right(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """An entry that calls a live record expired is corrected, and the record stays."""
+    storage.claim_operation(make_request())
+    storage.claim_operation(make_request(key="stays", on_abandoned="refuse"))
+    index = f"{prefix}:idempo:index"
+    client.zadd(index, {"k": 1, "stays": 1})
+    assert storage.purge_expired(10) == PurgeReport(0, False)
+    assert storage.find_operation("k") is not None
+    assert client.zscore(index, "k") > 1
+    assert client.zscore(index, "stays") == float("inf")
+
+
+def test_purge_ends_in_time(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A purge that comes too late for a further page says that more are waiting."""
+    client.zadd(f"{prefix}:idempo:index", {f"k{number}": 1 for number in range(3)})
+    deadline = storage._channel.get_deadline()
+    instants = iter([deadline - 1, deadline + 100])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAGE", 1)
+        patch.setattr(module, "_monotonic", lambda: next(instants))
+        assert storage.purge_expired(3) == PurgeReport(1, True)
+
+
+def test_purges_beside_each_other_remove_each_entry_once(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """Two cleanups share the work; none counts an entry that the other removed."""
+    client.zadd(f"{prefix}:idempo:index", {f"k{number}": 1 for number in range(400)})
+    reports = run_together(4, storage.purge_expired, 400)
+    assert sum(report.removed for report in reports if isinstance(report, PurgeReport)) == 400
+
+
+def test_braces_put_all_keys_of_a_script_in_one_slot(redis_server: RedisServer) -> None:
+    """With a prefix in braces the keys hash alike."""
+    storage = RedisStorage(redis_server.url(), prefix=f"{{{secrets.token_hex(8)}}}", timeout=10)
+    storage.claim_operation(make_request())
+    storage.acquire_lock("n", "a", 5)
+    save(storage)
+    prefix = storage._prefix
+    keys = [storage._record_key(b"k"), storage._locks + b"n", storage._fence, storage._index]
+    keys += [storage._operation_index, *storage._listings(b"t"), storage._operations + b"op"]
+    assert all(key.startswith(prefix + b":") for key in keys)
+    storage.close()
+
+
+def test_memory_of_a_record_is_bounded() -> None:
+    """A claim takes at most 600 bytes with its index entry, an outcome 900 and its body."""
+    number, body = 4000, b"1h" + b"x" * 498
+    with RedisServer() as server:
+        storage = RedisStorage(server.url())
+        request = make_request(
+            tenant_id="tenant01",
+            user_id="0b5f6a52-7d0c-4c39-9f0e-6f1f3c1d2e3f",
+            operation_type="POST /orders/",
+            fingerprint=secrets.token_hex(16),
+            ttl=86400,
+        )
+        claims = [
+            request._replace(key=secrets.token_hex(16), owner=secrets.token_hex(16))
+            for _ in range(number)
+        ]
+        storage.complete_operation(request, 1, body, failed=False)
+
+        def used() -> int:
+            return int(server.info("memory")["used_memory"])
+
+        empty = used()
+        for each in claims:
+            storage.claim_operation(each)
+        running = used()
+        for each in claims:
+            assert storage.complete_operation(each, 1, body, failed=False) is WriteOutcome.DONE
+        finished = used()
+        storage.close()
+    assert (running - empty) / number <= 600
+    assert (finished - empty) / number <= 900 + len(body)
