@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Not named like a setting: those in the environment are checked, and this is none.
 CI_FLAG = "CI_DOTMAC_TASKS"
+# A busy machine is slow, not wrong; and what was found once belongs into a test, not into a cache.
+hypothesis.settings.register_profile("patient", deadline=None, database=None)
+hypothesis.settings.load_profile("patient")
 # The mark of a test that needs a server, and the client library without which it cannot run.
 SERVER_MARKS = {"redis": "redis", "database": "django"}
 
