@@ -59,8 +59,8 @@ _SLACK = 0.01
 # What a server says that works but cannot serve; redis-py 5 has no class for each, and Redis 6
 # wraps what a script met into another error.
 _REFUSAL = re.compile(
-    r"\b(READONLY|OOM|MISCONF|NOREPLICAS|LOADING|BUSY|NOPERM|ACL failure"
-    r"|The user executing the script)\b"
+    r"\b(READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|BUSY|NOPERM"
+    r"|ACL failure|The user executing the script)\b"
 )
 _REFUSALS = (
     ClusterDownError,
