@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from django.db import connections, transaction
 from django.http import HttpRequest
@@ -26,13 +26,15 @@ from dotmac_tasks_django.protection import (
     begin,
     end,
     end_with_error,
+    find_method_options,
     find_options,
-    find_run,
+    is_decided,
     set_options,
 )
 
 __all__ = ["idempotency_exempt", "idempotent"]
 
+_FindOptions: TypeAlias = Callable[[tuple[Any, ...], HttpRequest], ViewOptions | Exempt | None]
 _ViewT = TypeVar("_ViewT", bound=Callable[..., Any])
 
 
@@ -89,8 +91,15 @@ def _decorate(view: Any, options: ViewOptions | Exempt) -> Any:
         dispatch = getattr(view, "dispatch", None)
         if dispatch is None or getattr(view, "view_is_async", False):
             raise _refused(view, "is no class of synchronous views")
-        view.dispatch = _decorate(dispatch, options)  # type: ignore[attr-defined]
+        if "dispatch" in vars(view):  # what a base class says may be said anew
+            _check_view(dispatch)
+        view.dispatch = _wrap(dispatch, options, _find_of_method)  # type: ignore[attr-defined]
         return view
+    _check_view(view)
+    return _wrap(view, options)
+
+
+def _check_view(view: Any) -> None:
     if not callable(view):
         raise _refused(view, "is no view; options are passed by name")
     if inspect.iscoroutinefunction(view):
@@ -99,21 +108,35 @@ def _decorate(view: Any, options: ViewOptions | Exempt) -> Any:
         )
     if find_options(view) is not None:
         raise _refused(view, "is decorated already; keep one of the two")
-    return _wrap(view, options)
+
+
+def _find_of_method(args: tuple[Any, ...], request: HttpRequest) -> ViewOptions | Exempt | None:
+    # On `dispatch` of a class: what stands on the method that it is going to call.
+    view = args[0]
+    return find_method_options(view, request.method or "", getattr(view, "action_map", None))
+
+
+def _find_nothing(args: tuple[Any, ...], request: HttpRequest) -> None:
+    # A function or a method stands for itself.
+    return None
 
 
 def _refused(view: Any, reason: str) -> ConfigurationError:
     return ConfigurationError("view", f"{getattr(view, '__qualname__', view)!r} {reason}")
 
 
-def _wrap(view: Callable[..., Any], options: ViewOptions | Exempt) -> Callable[..., Any]:
+def _wrap(
+    view: Callable[..., Any],
+    options: ViewOptions | Exempt,
+    find_own_options: _FindOptions = _find_nothing,
+) -> Callable[..., Any]:
     @wraps(view)
     def protected(*args: Any, **kwargs: Any) -> Any:
         request = _find_request(args)
-        # The middleware, or a decorated view around this one, has claimed it.
-        if find_run(request) is not None:
+        # The middleware, or a decorated view around this one, has seen to it.
+        if is_decided(request):
             return view(*args, **kwargs)
-        decision = begin(request, kwargs, options)
+        decision = begin(request, kwargs, find_own_options(args, request) or options)
         if decision is None:
             return view(*args, **kwargs)
         if not isinstance(decision, Run):

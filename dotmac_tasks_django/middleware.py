@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from dotmac_tasks_django.protection import begin, end, end_with_error, find_options, find_run
+from dotmac_tasks_django.shielding import shield_from_disconnect
 
 __all__ = ["BackgroundOperationsMiddleware"]
 
@@ -28,7 +29,7 @@ class BackgroundOperationsMiddleware:
     async_capable: ClassVar[bool] = False
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
-        self.get_response = get_response
+        self.get_response = shield_from_disconnect(get_response)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         """

@@ -6,7 +6,7 @@ Both translate only: what happens to a request is decided in `dotmac_tasks.http`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
@@ -22,8 +22,10 @@ __all__ = [
     "begin",
     "end",
     "end_with_error",
+    "find_method_options",
     "find_options",
     "find_run",
+    "is_decided",
     "set_options",
 ]
 
@@ -39,6 +41,7 @@ EXEMPT: Final = Exempt()
 # Read through getattr by the name in a constant: these live on objects of other packages.
 _OPTIONS = "dotmac_tasks_options"
 _RUN = "dotmac_tasks_run"
+_IS_EXEMPT = "dotmac_tasks_exempt"
 
 
 def set_options(view: Any, options: ViewOptions | Exempt) -> None:
@@ -55,12 +58,21 @@ def find_options(view: Any, method: str = "") -> ViewOptions | Exempt | None:
     # `view_class` is Django's, `cls` and `actions` are the REST framework's.
     owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
     if owner is not None:
-        verb = method.lower()
-        handler = getattr(owner, (getattr(view, "actions", None) or {}).get(verb, verb), None)
-        options: ViewOptions | Exempt | None = getattr(handler, _OPTIONS, None)
+        options = find_method_options(owner, method, getattr(view, "actions", None))
         if options is not None:
             return options
     return getattr(view, _OPTIONS, None)
+
+
+def find_method_options(
+    owner: Any, method: str, actions: Mapping[str, str] | None
+) -> ViewOptions | Exempt | None:
+    """
+    Return what was attached to the method of a class-based view that serves an HTTP method.
+    """
+    verb = method.lower()
+    handler = getattr(owner, (actions or {}).get(verb, verb), None)
+    return getattr(handler, _OPTIONS, None)
 
 
 def find_run(request: Any) -> Run | None:
@@ -68,6 +80,13 @@ def find_run(request: Any) -> Run | None:
     Return the run that this request is part of, or None.
     """
     return getattr(request, _RUN, None)
+
+
+def is_decided(request: HttpRequest) -> bool:
+    """
+    Tell whether this request runs already, or has been left alone on purpose.
+    """
+    return find_run(request) is not None or hasattr(request, _IS_EXEMPT)
 
 
 def begin(
@@ -79,9 +98,11 @@ def begin(
     Returns:
         None to let it pass, a response to send instead, or a run to `end`.
     """
+    if isinstance(options, Exempt):
+        setattr(request, _IS_EXEMPT, True)
+        return None
     adapter = current_adapter()
-    method = request.method or ""
-    if isinstance(options, Exempt) or not adapter.http.covers(method, request.path):
+    if not adapter.http.covers(request.method or "", request.path):
         return None
     decision = adapter.http.begin(DjangoRequest(adapter, request, view_kwargs), options)
     if isinstance(decision, Answer):
@@ -173,6 +194,9 @@ class _Stream:
         """
         self._run.finish_unkept("stream", self._status)
 
+    # A response that was dropped unsent is not closed by anybody.
+    __del__ = close
+
 
 class _AsyncStream:
     """
@@ -206,3 +230,5 @@ class _AsyncStream:
         End the run, as above.
         """
         self._run.finish_unkept("stream", self._status)
+
+    __del__ = close

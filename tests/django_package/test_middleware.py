@@ -29,6 +29,7 @@ from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.requests import find_tenant_id
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import get_calls
+from support.django_project.gate import Gate, gate, note
 from support.django_project.settings import MIDDLEWARE
 
 KEY = {"Idempotency-Key": "key-1"}
@@ -66,6 +67,17 @@ class ReadStreamMiddleware(ReadPostMiddleware):
     def __call__(self, request: HttpRequest) -> Any:
         request.read()
         return self.get_response(request)
+
+
+class ContextMiddleware(ReadPostMiddleware):
+    """
+    Looks at what a view has left in a context variable.
+    """
+
+    def __call__(self, request: HttpRequest) -> Any:
+        response = self.get_response(request)
+        response["X-Seen"] = note.get()
+        return response
 
 
 def with_middleware(*, first: str) -> override_settings:
@@ -354,9 +366,7 @@ class TestOutage:
             after = client.post("/told/", headers=KEY).json()["downstream"]
         assert during == after
 
-    def test_strict_project_refuses(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_strict_project_refuses(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         """With `reject` a request with a key gets 503 and does not run, one without runs."""
         with override_tasks_settings(on_storage_error="reject"):
 
@@ -484,28 +494,27 @@ class TestBodies:
         assert send("two", "1").json()["number"] == 1
         assert send("two", "2").status_code == 422
 
-    def test_body_that_ends_early_is_refused(self, client: Client) -> None:
+    @pytest.mark.parametrize("limit", [1000, 1])
+    def test_body_that_ends_early_is_refused(self, limit: int) -> None:
         """Half a body claims nothing, in memory or spooled."""
-        factory = RequestFactory(headers=KEY)
-        for limit in (1000, 1):
-            with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=limit):
-                environ = factory.post("/pay/", b"half", "text/plain").environ
-                environ |= {"CONTENT_LENGTH": "8", "wsgi.input": io.BytesIO(b"half")}
-                statuses: list[str] = []
-                body = WSGIHandler()(environ, lambda status, *rest: statuses.append(status))
-                body.close()  # type: ignore[attr-defined]
-                assert statuses == ["400 Bad Request"]
+        environ = RequestFactory(headers=KEY).post("/pay/", b"half", "text/plain").environ
+        environ |= {"CONTENT_LENGTH": "8", "wsgi.input": io.BytesIO(b"half")}
+        statuses: list[str] = []
+        with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=limit):
+            body: Any = WSGIHandler()(environ, lambda status, *rest: statuses.append(status))
+        body.close()
+        assert statuses == ["400 Bad Request"]
         assert get_calls("pay") == 0
         assert get_statuses() == []
 
-    def test_body_without_a_length(self, client: Client) -> None:
+    def test_body_without_a_length(self) -> None:
         """A request without a declared length has no body under WSGI."""
         environ = RequestFactory(headers=KEY).post("/pay/").environ
         environ.pop("CONTENT_LENGTH", None)
-        for number in (1, 1):
-            body = WSGIHandler()(dict(environ), lambda *args: None)
-            assert json.loads(b"".join(body)) == {"number": number}
-            body.close()  # type: ignore[attr-defined]
+        for _ in range(2):
+            body: Any = WSGIHandler()(dict(environ), lambda *args: None)
+            assert json.loads(b"".join(body)) == {"number": 1}
+            body.close()
 
     def test_spool_is_closed_with_the_request(self) -> None:
         """The temporary file lives as long as the request."""
@@ -915,50 +924,111 @@ class TestAsgi:
 
     @pytest.mark.parametrize("length", [True, False])
     def test_handler(self, length: bool) -> None:
-        """Through the real handler a chunked body is digested and read by the view."""
-
-        async def send_once(body: bytes) -> tuple[int, Any]:
-            headers = [(b"idempotency-key", b"k"), (b"content-type", b"text/plain")]
-            if length:
-                headers.append((b"content-length", str(len(body)).encode()))
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": "/upload/",
-                "query_string": b"way=read",
-                "headers": [*headers, (b"host", b"testserver")],
-                "asgi": {"version": "3.0"},
-                "http_version": "1.1",
-            }
-            messages = [
-                {"type": "http.request", "body": body[:10], "more_body": True},
-                {"type": "http.request", "body": body[10:], "more_body": False},
-            ]
-            sent: list[Any] = []
-            done = asyncio.Event()
-
-            async def receive() -> Any:
-                if messages:
-                    return messages.pop(0)
-                await done.wait()
-                return {"type": "http.disconnect"}
-
-            async def send(message: Any) -> None:
-                sent.append(message)
-                if message["type"] == "http.response.body" and not message.get("more_body"):
-                    done.set()
-
-            await ASGIHandler()(scope, receive, send)
-            body = b"".join(message.get("body", b"") for message in sent)
-            return sent[0]["status"], json.loads(body)
+        """Through the real handler a body of any size is digested and read by the view."""
 
         async def run() -> list[tuple[int, Any]]:
-            return [await send_once(body) for body in (b"x" * 500, b"x" * 500, b"y" * 500)]
+            exchanges = [
+                Exchange("/upload/", b"way=read", body, length=length)
+                for body in (b"x" * 500, b"x" * 500, b"y" * 500)
+            ]
+            for exchange in exchanges:
+                await exchange.run()
+            return [(exchange.status, json.loads(exchange.sent_body)) for exchange in exchanges]
 
         with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=100):
             first, again, other = asyncio.run(run())
         assert first == again == (200, {"number": 1, "seen": 500})
         assert other[0] == HTTPStatus.UNPROCESSABLE_ENTITY
+
+    @pytest.mark.parametrize("path", ["/gate/", "/async-gate/"])
+    def test_client_that_hangs_up_loses_no_outcome(self, path: str) -> None:
+        """The view of a client that hung up runs to its end, and the retry gets its answer."""
+
+        async def run() -> tuple[int, bytes]:
+            await Exchange(path, hangs_up_at=gate).run()
+            retry = Exchange(path)
+            await retry.run()
+            return retry.status, retry.sent_body
+
+        gate.reset()
+        assert asyncio.run(run()) == (200, b"run 1")
+        assert get_statuses() == [OperationStatus.COMPLETED]
+
+    def test_view_without_a_key_is_cancelled(self) -> None:
+        """Without a key Django cancels the view of a client that hung up, as it always does."""
+        gate.reset()
+        asyncio.run(Exchange("/async-gate/", key=None, hangs_up_at=gate).run())
+        assert gate.cancelled
+
+    def test_context_of_the_view_is_seen_outside(self, client: Client) -> None:
+        """A context variable that a view sets is there for the middleware around it."""
+
+        async def run() -> Any:
+            return await AsyncClient().post("/context/", headers=KEY)
+
+        with with_middleware(first="ContextMiddleware"):
+            assert asyncio.run(run())["X-Seen"] == "set by the view"
+
+
+class Exchange:
+    """
+    One request through Django's ASGI handler, and what came back.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        query: bytes = b"",
+        body: bytes = b"",
+        *,
+        key: bytes | None = b"key-1",
+        length: bool = True,
+        hangs_up_at: Gate | None = None,
+    ) -> None:
+        headers = [(b"host", b"testserver"), (b"content-type", b"text/plain")]
+        if key is not None:
+            headers.append((b"idempotency-key", key))
+        if length:
+            headers.append((b"content-length", str(len(body)).encode()))
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "query_string": query,
+            "headers": headers,
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+        }
+        self.incoming = [
+            {"type": "http.request", "body": body[:10], "more_body": True},
+            {"type": "http.request", "body": body[10:], "more_body": False},
+        ]
+        self.hangs_up_at = hangs_up_at
+        self.finishes = key is not None
+        self.status = 0
+        self.sent_body = b""
+        self.is_sent = asyncio.Event()
+
+    async def run(self) -> None:
+        await ASGIHandler()(self.scope, self.receive, self.send)
+
+    async def receive(self) -> Any:
+        if self.incoming:
+            return self.incoming.pop(0)
+        if self.hangs_up_at is None:
+            await self.is_sent.wait()
+        else:
+            assert await asyncio.to_thread(self.hangs_up_at.entered.wait, 30)
+            if self.finishes:
+                # Usually the handler has seen the disconnect before the view goes on.
+                asyncio.get_running_loop().call_later(0.05, self.hangs_up_at.leave.set)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+        self.sent_body += message.get("body", b"")
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.is_sent.set()
 
 
 class TestFork:

@@ -53,17 +53,20 @@ class Command(BaseCommand):
         if most is not None and most < 1:
             raise CommandError("--max must be at least 1.")
         # Dots would only litter the mail that cron sends.
-        go_on = self._show_batch if self.stderr.isatty() else lambda: True
+        shows_progress = self.stderr.isatty()
         try:
             report = clean_up(
                 get_manager().storage,
                 batch_size=batch_size,
                 max_records=most,
                 dry_run=options["dry_run"],
-                go_on=go_on,
+                go_on=self._show_batch if shows_progress else lambda: True,
             )
         except StorageError as error:
             raise CommandError(f"The cleanup stopped. {error}") from error
+        finally:
+            if shows_progress:
+                self.stderr.write("")
         self.stdout.write(_as_json(report) if options["json"] else _as_text(report))
 
     def _show_batch(self) -> bool:

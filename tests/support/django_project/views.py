@@ -4,6 +4,7 @@ Views that count their runs; each shows one thing that the middleware must get r
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +36,7 @@ from dotmac_tasks_django import (
     set_operation_result,
 )
 from support.django_project.calls import count_call
+from support.django_project.gate import gate, note
 
 
 @csrf_exempt
@@ -290,6 +292,40 @@ def long(request: HttpRequest) -> HttpResponse:
 
 
 @csrf_exempt
+def gated(request: HttpRequest) -> HttpResponse:
+    """
+    Works until the gate opens.
+    """
+    gate.pass_through()
+    return HttpResponse(f"run {count_call('gated')}")
+
+
+@csrf_exempt
+async def async_gated(request: HttpRequest) -> HttpResponse:
+    """
+    The same, and notes whether it was cancelled.
+    """
+    gate.entered.set()
+    try:
+        while not gate.leave.is_set():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        gate.cancelled = True
+        raise
+    return HttpResponse(f"run {count_call('gated')}")
+
+
+@csrf_exempt
+async def set_context(request: HttpRequest) -> HttpResponse:
+    """
+    Leaves a note in a context variable.
+    """
+    note.set("set by the view")
+    return HttpResponse()
+
+
+@csrf_exempt
 def insert(request: HttpRequest) -> HttpResponse:
     """
     Writes a row that only COMMIT refuses, where it is asked to.
@@ -299,6 +335,15 @@ def insert(request: HttpRequest) -> HttpResponse:
         parent = 99 if "orphan" in request.GET else 1
         cursor.execute("INSERT INTO child (parent) VALUES (%s)", [parent])
     return JsonResponse({"number": number})
+
+
+@csrf_exempt
+@idempotent
+def decorated_insert(request: HttpRequest) -> HttpResponse:
+    """
+    The same, decorated.
+    """
+    return insert(request)
 
 
 @idempotent

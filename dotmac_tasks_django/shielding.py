@@ -1,0 +1,52 @@
+"""
+Keeps a request with a key running when its client hangs up under ASGI.
+
+Django cancels the handler of a disconnected client. A synchronous view cannot
+be stopped: it finishes its work in its thread and its response is dropped, so
+that the retry, which is what such a client does next, would do the work again.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: TID251 - cancelling is the event loop's business
+import contextvars
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from asgiref.sync import AsyncToSync, async_to_sync
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from dotmac_tasks_django.protection import find_run
+
+__all__ = ["shield_from_disconnect"]
+
+
+def shield_from_disconnect(
+    get_response: Callable[[HttpRequest], HttpResponseBase],
+) -> Callable[[HttpRequest], HttpResponseBase]:
+    """
+    Return `get_response`, which under ASGI finishes a request that has begun a run.
+
+    Anything else is cancelled as Django intends.
+    """
+    if not isinstance(get_response, AsyncToSync):
+        return get_response
+    handle = get_response.awaitable
+
+    async def handle_to_the_end(request: HttpRequest) -> HttpResponseBase:
+        context = contextvars.copy_context()
+        handling = cast("Coroutine[Any, Any, HttpResponseBase]", handle(request))
+        task = asyncio.create_task(handling, context=context)
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                if find_run(request) is None:
+                    task.cancel()
+        # What the view has set is seen outside, as if it had been awaited here.
+        for variable, value in context.items():
+            variable.set(value)
+        return task.result()
+
+    return async_to_sync(handle_to_the_end)
