@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -43,6 +42,8 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.storage.breaker import CircuitBreaker
+from dotmac_tasks.storage.deadline import BoundedSocket, connect_tcp, connect_unix
+from dotmac_tasks.storage.pool import NoConnectionFreeError, Pool
 
 __all__ = ["Channel", "create_channel"]
 
@@ -52,10 +53,8 @@ What Redis answered: bytes, int, None, or a list of such.
 """
 
 _BACKEND = "redis"
-# The real clock, whatever clock the storage was given: sockets wait in real time.
+# The real clock, as that of the sockets.
 _monotonic = SystemClock().monotonic
-# How much longer than the deadline a socket may wait, to spare a system call for each read.
-_SLACK = 0.01
 # What a server says that works but cannot serve; redis-py 5 has no class for each, and Redis 6
 # wraps what a script met into another error.
 _REFUSAL = re.compile(
@@ -73,42 +72,6 @@ _REFUSALS = (
 _CORRUPT = re.compile(r"CORRUPT\[(.*)\]", re.DOTALL)
 
 
-class _BoundedSocket:
-    """
-    A socket whose every use ends at its connection's deadline.
-
-    Used by one thread at a time, as its connection is.
-    """
-
-    __slots__ = ("_armed", "_connection", "_socket")
-
-    def __init__(self, connected: socket.socket, connection: _Bounded) -> None:
-        self._socket = connected
-        self._connection = connection
-        self._armed = -1.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-    def sendall(self, data: bytes) -> None:
-        self._arm()
-        self._socket.sendall(data)
-
-    def recv(self, size: int) -> bytes:
-        self._arm()
-        return self._socket.recv(size)
-
-    def recv_into(self, buffer: bytearray) -> int:
-        self._arm()
-        return self._socket.recv_into(buffer)
-
-    def _arm(self) -> None:
-        left = _time_left(self._connection.deadline)
-        if not left <= self._armed <= left + _SLACK:
-            self._socket.settimeout(left)
-            self._armed = left
-
-
 class _Bounded:
     """
     A redis-py connection that keeps to `deadline`; used by one thread at a time.
@@ -116,37 +79,30 @@ class _Bounded:
 
     deadline: float
 
-    def _connect(self) -> _BoundedSocket:
-        return _BoundedSocket(super()._connect(), self)  # type: ignore[misc]
+    def _connect(self) -> BoundedSocket:
+        return BoundedSocket(super()._connect(), self)  # type: ignore[misc]
 
 
 class _Tcp(Connection):
     """
-    Connects to each address of a host in turn, together within the deadline.
-
-    Used by one thread at a time.
+    Looks the host up and connects within the deadline; used by one thread at a time.
     """
 
     deadline: float
 
     def _connect(self) -> socket.socket:
-        trouble: OSError = OSError("the name has no address")
-        addresses = _resolve(self.host, self.port, self.deadline)
-        for index, (family, kind, protocol, _, address) in enumerate(addresses):
-            connected = socket.socket(family, kind, protocol)
-            try:
-                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                # One address that answers nothing leaves time for the others.
-                connected.settimeout(_time_left(self.deadline) / (len(addresses) - index))
-                connected.connect(address)
-                connected.settimeout(_time_left(self.deadline))  # for a TLS handshake
-            except OSError as error:
-                connected.close()
-                trouble = error
-            else:
-                return connected
-        raise trouble
+        return connect_tcp(self.host, self.port, self.deadline)
+
+
+class _Unix(UnixDomainSocketConnection):
+    """
+    Connects within the deadline; used by one thread at a time.
+    """
+
+    deadline: float
+
+    def _connect(self) -> socket.socket:
+        return connect_unix(self.path, self.deadline)
 
 
 class _TcpConnection(_Bounded, _Tcp):  # type: ignore[misc]
@@ -161,20 +117,10 @@ class _TlsConnection(_Bounded, SSLConnection, _Tcp):  # type: ignore[misc]
     """
 
 
-class _UnixConnection(_Bounded, UnixDomainSocketConnection):
+class _UnixConnection(_Bounded, _Unix):  # type: ignore[misc]
     """
     Over a Unix socket; used by one thread at a time.
     """
-
-    def _connect(self) -> _BoundedSocket:
-        connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connected.settimeout(_time_left(self.deadline))
-            connected.connect(self.path)
-        except OSError:
-            connected.close()
-            raise
-        return _BoundedSocket(connected, self)
 
 
 _OURS = {
@@ -182,109 +128,6 @@ _OURS = {
     SSLConnection: _TlsConnection,
     UnixDomainSocketConnection: _UnixConnection,
 }
-
-
-def _time_left(deadline: float) -> float:
-    left = deadline - _monotonic()
-    if left <= 0:
-        raise TimeoutError("the time for this call is over")
-    return left
-
-
-def _resolve(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
-    """
-    Look up a host's addresses within the time that is left.
-
-    The system's look-up cannot be interrupted, so it runs in a thread, which is
-    left behind where it takes too long. Addresses in figures need no look-up.
-    """
-    found: list[tuple[Any, ...]] = []
-    trouble: list[OSError] = []
-
-    def look_up(flags: int = 0) -> None:
-        try:
-            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
-        except (OSError, UnicodeError) as error:  # a name that cannot be one is a UnicodeError
-            trouble.append(OSError(f"{host} cannot be resolved: {error}"))
-
-    look_up(socket.AI_NUMERICHOST)
-    if not found:
-        trouble.clear()
-        thread = threading.Thread(target=look_up, name="dotmac-tasks.resolver", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is about to exit
-            look_up()
-        else:
-            thread.join(_time_left(deadline))
-    if trouble:
-        raise trouble[0]
-    if not found:
-        raise TimeoutError(f"{host} was not resolved in time")
-    return list(found)
-
-
-class _Pool:
-    """
-    Idle connections, the last used first, and how many there may be.
-
-    Instances may be shared between threads: `_freed` and its lock guard `_idle`,
-    `_count` and `_closed`.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._freed = threading.Condition(threading.Lock())
-        self._idle: list[Any] = []
-        self._count = 0
-        self._closed = False
-
-    def take(self, deadline: float) -> Any | None:
-        """
-        Return an idle connection, or None for leave to open one.
-
-        Raises:
-            StorageUnavailableError: All are in use until the deadline.
-        """
-        with self._freed:
-            while not self._idle:
-                if self._count < self._limit:
-                    self._count += 1
-                    return None
-                if not self._freed.wait(max(0.0, deadline - _monotonic())):
-                    raise StorageUnavailableError(
-                        _BACKEND,
-                        f"all {self._limit} connections were in use; raise max_connections",
-                    )
-            return self._idle.pop()
-
-    def give_back(self, connection: Any) -> None:
-        with self._freed:
-            if not self._closed:
-                self._idle.append(connection)
-                self._freed.notify()
-                return
-        connection.disconnect()
-
-    def forget(self) -> None:
-        """
-        Note that a connection that was taken is gone.
-        """
-        with self._freed:
-            self._count -= 1
-            self._freed.notify()
-
-    def drop_idle(self, *, close: bool = False) -> None:
-        """
-        Close the idle connections; with `close` later ones too, when given back.
-        """
-        with self._freed:
-            self._closed = self._closed or close
-            idle, self._idle = self._idle, []
-            self._count -= len(idle)
-            self._freed.notify_all()
-        for connection in idle:
-            connection.disconnect()
 
 
 class _BrokenError(Exception):
@@ -344,7 +187,7 @@ class Channel:
         self._options = options
         self._timeout = timeout
         self._max_connections = max_connections
-        self._pool = _Pool(max_connections)
+        self._pool = Pool(max_connections)
         reset_after_fork(self)
 
     def after_fork(self) -> None:
@@ -352,7 +195,7 @@ class Channel:
         Leave the parent's connections to the parent.
         """
         # Letting go of them closes the child's copies without a word to the server.
-        self._pool = _Pool(self._max_connections)
+        self._pool = Pool(self._max_connections)
         self.breaker.reset()
 
     def get_deadline(self) -> float:
@@ -403,6 +246,12 @@ class Channel:
             if isinstance(error, NoScriptError):
                 raise
             raise self._translate(error, about) from error
+        except NoConnectionFreeError as error:
+            breaker.record_nothing()
+            raise StorageUnavailableError(
+                _BACKEND,
+                f"all {self._max_connections} connections were in use; raise max_connections",
+            ) from error
         except BaseException:
             breaker.record_nothing()
             raise
@@ -413,7 +262,7 @@ class Channel:
         """
         Close all connections; those in use when their call ends.
         """
-        pool, self._pool = self._pool, _Pool(self._max_connections)
+        pool, self._pool = self._pool, Pool(self._max_connections)
         pool.drop_idle(close=True)
 
     def _exchange(self, command: bytes, deadline: float) -> Reply:

@@ -31,6 +31,7 @@ from support.tls import create_certificates, find_openssl
 
 pytest.importorskip("redis")
 from dotmac_tasks.storage import redis_connection
+from dotmac_tasks.storage.deadline import BoundedSocket
 from dotmac_tasks.storage.redis import RedisStorage
 
 pytestmark = pytest.mark.redis
@@ -671,7 +672,7 @@ def test_socket_keeps_to_the_deadline() -> None:
     connection = FakeConnection()
     connection.deadline = time.monotonic() + LONG
     with ours, theirs:
-        bounded = redis_connection._BoundedSocket(ours, connection)  # type: ignore[arg-type]
+        bounded = BoundedSocket(ours, connection)
         bounded.sendall(b"ping")
         assert theirs.recv(4) == b"ping"
         theirs.sendall(b"pong")
