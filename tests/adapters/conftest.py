@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from support.backends import Backend, MemoryBackend, open_backend
-from support.http_clients import ADAPTERS, FaultyStorage, Handler, HttpClient
+from support.faulty import FaultyStorage
+from support.http_clients import ADAPTERS, Handler, HttpClient
 
 NEEDS_DJANGO = pytest.mark.skipif(
     importlib.util.find_spec("django") is None, reason="Django is not installed"

@@ -11,13 +11,19 @@ from typing import Any
 
 import pytest
 
+from dotmac_tasks.errors import (
+    CorruptRecordError,
+    StorageError,
+    StorageTimeoutError,
+    StorageUnavailableError,
+)
 from support.backends import Backend, MemoryBackend
 from support.concurrency import Counter, run_together, wait_until
+from support.faulty import FaultyStorage
 from support.http_clients import (
     JSON,
     BrokenHandlerError,
     Call,
-    FaultyStorage,
     HttpClient,
     Reply,
     Response,
@@ -1151,7 +1157,7 @@ def test_request_runs_unprotected_while_the_storage_is_down(
     """
     By default the work runs, marked as unprotected, and the application can know.
     """
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
     protected: list[bool] = []
 
     def handler(call: Call) -> Reply:
@@ -1165,7 +1171,7 @@ def test_request_runs_unprotected_while_the_storage_is_down(
         assert answer.get("X-Idempotency-Key") == KEY
         assert not answer.is_replay
     assert protected == [False, False]
-    assert faulty.calls == ["claim", "claim"]
+    assert faulty.calls == ["claim_operation", "claim_operation"]
 
 
 def test_protected_request_is_not_marked(serve: Any, faulty: FaultyStorage) -> None:
@@ -1182,7 +1188,7 @@ def test_unprotected_request_ends_quietly(serve: Any, faulty: FaultyStorage, sta
     """
     However an unprotected request ends, the storage is not asked for what it cannot have.
     """
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
 
     def handler(call: Call) -> Reply:
         assert call.defer()
@@ -1192,7 +1198,7 @@ def test_unprotected_request_ends_quietly(serve: Any, faulty: FaultyStorage, sta
         return Reply(status)
 
     assert serve(handler, faulty).send(key=KEY).status == (status or 500)
-    assert faulty.calls == ["claim"]
+    assert faulty.calls == ["claim_operation"]
 
 
 def test_request_is_refused_while_the_storage_is_down_by_setting(
@@ -1201,7 +1207,7 @@ def test_request_is_refused_while_the_storage_is_down_by_setting(
     """
     With `reject` the work does not run and the client is told when to come back.
     """
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
     work = Work()
     client = serve(work, faulty, on_storage_error="reject")
     answer = client.send(key=KEY)
@@ -1209,7 +1215,7 @@ def test_request_is_refused_while_the_storage_is_down_by_setting(
     assert int(answer.get("Retry-After") or 0) >= 1
     assert work.runs == 0
     assert client.send().status == 200
-    faulty.faults.clear()
+    faulty.heal()
     assert client.send(key=KEY).status == 200
 
 
@@ -1217,11 +1223,11 @@ def test_refused_request_leaves_no_claim_behind(serve: Any, faulty: FaultyStorag
     """
     With `reject`, a claim whose reply was lost is given back, so that the retry can run.
     """
-    faulty.faults["claim"] = "lost"
+    faulty.lose_reply("claim_operation", 9)
     work = Work()
     client = serve(work, faulty, on_storage_error="reject")
     assert client.send(key=KEY).status == 503
-    faulty.faults.clear()
+    faulty.heal()
     assert client.send(key=KEY).json() == {"run": 1}
 
 
@@ -1231,12 +1237,12 @@ def test_outcome_is_recorded_though_the_reply_to_the_claim_was_lost(
     """
     Work that ran because the reply was lost is recorded all the same.
     """
-    faulty.faults["claim"] = "lost"
+    faulty.lose_reply("claim_operation", 9)
     work = Work()
     client = serve(work, faulty)
     first = client.send(key=KEY)
     assert first.get("X-Idempotency-Status") == "unprotected"
-    faulty.faults.clear()
+    faulty.heal()
     assert_replay(first, client.send(key=KEY))
     assert work.runs == 1
 
@@ -1247,26 +1253,34 @@ def test_client_gets_its_answer_though_the_outcome_cannot_be_written(
     """
     The answer goes out at once, the key stays held, and the outcome is written later.
     """
-    faulty.faults["complete"] = "down"
+    faulty.refuse("complete_operation", 9)
     work = Work()
     client = serve(work, faulty)
     first = client.send(key=KEY)
     assert (first.status, first.get("X-Idempotency-Status")) == (200, None)
     assert client.send(key=KEY).json()["status"] == "in_progress"
-    faulty.faults.clear()
+    faulty.heal()
     wait_until(lambda: client.manager.heartbeat.unwritten_count == 0)
     assert_replay(first, client.send(key=KEY))
     assert work.runs == 1
 
 
-@pytest.mark.parametrize("fault", ["down", "lost", "corrupt"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        StorageUnavailableError("faulty", "down"),
+        StorageTimeoutError("faulty", "lost"),
+        CorruptRecordError("faulty", "k", "damaged"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_failure_reaches_the_client_though_the_key_cannot_be_released(
-    serve: Any, faulty: FaultyStorage, fault: str
+    serve: Any, faulty: FaultyStorage, error: StorageError
 ) -> None:
     """
     A storage that fails while a key is released changes nothing of the answer.
     """
-    faulty.faults["release"] = fault
+    faulty.refuse("release_operation", error=error)
     assert serve(Work(status=503), faulty).send(key=KEY).status == 503
 
 
@@ -1277,7 +1291,7 @@ def test_corrupt_record_is_refused_whatever_the_setting(
     """
     A record that cannot be read is never run again: it is no outage.
     """
-    faulty.faults["claim"] = "corrupt"
+    faulty.refuse("claim_operation", error=CorruptRecordError("faulty", "k", "newer format"))
     work = Work()
     answer = serve(work, faulty, on_storage_error=policy).send(key=KEY)
     assert (answer.status, answer.problem) == (503, "unreadable-record")
@@ -1302,7 +1316,7 @@ def test_operation_is_handed_on_though_the_storage_fails(serve: Any, faulty: Fau
     """
     By default work can be handed on while the storage is down; its lease decides.
     """
-    faulty.faults["defer"] = "down"
+    faulty.refuse("defer_operation", 9)
     work = Deferring()
     first, second = send_twice(serve(work, faulty))
     assert first.json() == {"queued": True}
@@ -1313,7 +1327,7 @@ def test_operation_is_not_handed_on_by_setting(serve: Any, faulty: FaultyStorage
     """
     With `reject` an operation that cannot be handed on is an error, so that no worker starts.
     """
-    faulty.faults["defer"] = "down"
+    faulty.refuse("defer_operation", 9)
     errors: list[str] = []
 
     def handler(call: Call) -> Reply:

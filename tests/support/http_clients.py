@@ -15,14 +15,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from wsgiref.validate import validator
 
-from dotmac_tasks.errors import (
-    CorruptRecordError,
-    StorageTimeoutError,
-    StorageUnavailableError,
-)
 from dotmac_tasks.manager import BackgroundOperationsManager
-from dotmac_tasks.models import ClaimReply, ClaimRequest, WriteOutcome
-from dotmac_tasks.storage import MemoryStorage, Storage
+from dotmac_tasks.storage import Storage
 from dotmac_tasks.wsgi import (
     BackgroundOperationsMiddleware,
     defer_operation,
@@ -343,54 +337,3 @@ ADAPTERS: dict[str, Callable[..., Any]] = {"wsgi": open_wsgi, "django": open_dja
 """
 What opens a client of each adapter: `open(handler, storage, settings)`.
 """
-
-
-# Faults
-
-
-class FaultyStorage(MemoryStorage):
-    """
-    A storage whose verbs fail as the test says; shared between threads.
-
-    Attributes:
-        faults: For each verb `down` (nothing happens), `lost` (it happens, the reply is lost) or
-            `corrupt`.
-        calls: The verbs that were called, in order.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.faults: dict[str, str] = {}
-        self.calls: list[str] = []
-
-    def _run(self, verb: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.calls.append(verb)
-        fault = self.faults.get(verb)
-        if fault == "down":
-            raise StorageUnavailableError("faulty", "refused")
-        if fault == "corrupt":
-            raise CorruptRecordError("faulty", "key", "unknown format")
-        result = call(*args, **kwargs)
-        if fault == "lost":
-            raise StorageTimeoutError("faulty", "no reply")
-        return result
-
-    def claim_operation(self, request: ClaimRequest) -> ClaimReply:
-        reply: ClaimReply = self._run("claim", super().claim_operation, request)
-        return reply
-
-    def complete_operation(
-        self, request: ClaimRequest, fencing_token: int, payload: bytes, *, failed: bool
-    ) -> WriteOutcome:
-        outcome: WriteOutcome = self._run(
-            "complete", super().complete_operation, request, fencing_token, payload, failed=failed
-        )
-        return outcome
-
-    def release_operation(self, key: str, owner: str) -> WriteOutcome:
-        outcome: WriteOutcome = self._run("release", super().release_operation, key, owner)
-        return outcome
-
-    def defer_operation(self, request: ClaimRequest, seconds: float) -> WriteOutcome:
-        outcome: WriteOutcome = self._run("defer", super().defer_operation, request, seconds)
-        return outcome

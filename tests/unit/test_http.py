@@ -24,7 +24,7 @@ from dotmac_tasks.http import (
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.testing import EventRecorder, FakeClock
-from support.http_clients import FaultyStorage
+from support.faulty import FaultyStorage
 
 
 class Request:
@@ -144,7 +144,7 @@ def test_request_with_key_costs_one_storage_call(
     """
     run(http).finish(200, [], b"")
     answer(http)
-    assert faulty.calls == ["claim", "complete", "claim"]
+    assert faulty.calls == ["claim_operation", "complete_operation", "claim_operation"]
 
 
 # Options of a view
@@ -199,7 +199,7 @@ def test_storage_error_policy_of_a_view(http: HttpIdempotency, faulty: FaultySto
     """
     A view can insist on protection that the project does without.
     """
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
     strict = answer(http, ViewOptions(on_storage_error="reject"))
     assert problem(strict) == b"storage-unavailable"
     assert not run(http, ViewOptions(on_storage_error="proceed")).protected
@@ -429,9 +429,10 @@ def test_hooks_learn_of_unprotected_work(
     first.finish(202, [], b"")
     assert manager.events.flush(10)
     assert recorder.of_type(StorageUnprotected) == []
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
     run(http, key="b").finish(200, [], b"")
-    faulty.faults = {"defer": "lost"}
+    faulty.heal()
+    faulty.lose_reply("defer_operation")
     second = run(http, key="c")
     second.defer(60)
     second.finish(202, [], b"")
@@ -445,9 +446,9 @@ def test_doubtful_run_gives_its_claim_back(http: HttpIdempotency, faulty: Faulty
     """
     Work that ran after a lost reply and failed releases what may have been claimed.
     """
-    faulty.faults["claim"] = "lost"
+    faulty.lose_reply("claim_operation", 9)
     first = run(http)
-    faulty.faults.clear()
+    faulty.heal()
     assert not first.protected
     assert answer(http).status == 202
     first.fail()
@@ -458,8 +459,8 @@ def test_unprotected_run_without_hooks_is_quiet(faulty: FaultyStorage) -> None:
     """
     Without hooks an unprotected run costs no event, and without a claim it ends without a call.
     """
-    faulty.faults["claim"] = "down"
+    faulty.refuse("claim_operation", 9)
     with BackgroundOperationsManager(faulty) as manager:
         run(manager.http).abandon()
         run(manager.http).finish_unkept("stream")
-    assert faulty.calls == ["claim", "claim"]
+    assert faulty.calls == ["claim_operation", "claim_operation"]
