@@ -56,10 +56,11 @@ class Pool:
         Keep a connection that was taken or opened for the next call.
         """
         with self._freed:
+            self._freed.notify()
             if not self._closed:
                 self._idle.append(connection)
-                self._freed.notify()
                 return
+            self._count -= 1
         connection.disconnect()
 
     def forget(self) -> None:
