@@ -38,15 +38,15 @@ def request_body_digest(request: HttpRequest) -> bytes:
         ImproperlyConfigured: An earlier middleware has read the body and kept nothing of it.
     """
     content_type: str = request.META.get("CONTENT_TYPE", "")
-    if not hasattr(request, "_body"):
-        if cast(_BodyState, request)._read_started:  # noqa: SLF001
-            return _parsed_digest(request)
-        if not _fits_memory(request):
-            return _spooled_digest(request, content_type)
-    body = request.body
-    if len(body) < _declared_length(request):
+    if hasattr(request, "_body"):
+        return body_digest(content_type, request.body, ignored_fields=_IGNORED)
+    if cast(_BodyState, request)._read_started:  # noqa: SLF001
+        return _parsed_digest(request)
+    if not _fits_memory(request):
+        return _spooled_digest(request, content_type)
+    if len(request.body) < _declared_length(request):
         raise _ended_early()
-    return body_digest(content_type, body, ignored_fields=_IGNORED)
+    return body_digest(content_type, request.body, ignored_fields=_IGNORED)
 
 
 def _declared_length(request: HttpRequest) -> int:

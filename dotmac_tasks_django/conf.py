@@ -100,7 +100,6 @@ class _Current:
             manager, self.manager = self.manager, None
         if manager is not None:
             manager.stop()
-            manager.storage.close()
 
     def after_fork(self) -> None:
         """

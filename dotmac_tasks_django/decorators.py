@@ -11,14 +11,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from django.db import connections, transaction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from dotmac_tasks.config import InProgressAnswer, StorageErrorPolicy
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.http import Run, ViewOptions
+from dotmac_tasks.models import AbandonedPolicy
 from dotmac_tasks_django.bodies import call_on_close
 from dotmac_tasks_django.protection import (
     EXEMPT,
@@ -38,10 +40,22 @@ _FindOptions: TypeAlias = Callable[[tuple[Any, ...], HttpRequest], ViewOptions |
 _ViewT = TypeVar("_ViewT", bound=Callable[..., Any])
 
 
+class _Options(TypedDict, total=False):
+    # The fields of ViewOptions, for the type checker.
+    required: bool
+    ttl: float
+    lease: float
+    in_progress: InProgressAnswer
+    wait: float
+    on_storage_error: StorageErrorPolicy
+    on_abandoned: AbandonedPolicy
+    fingerprint: Callable[[Any], Any]
+
+
 @overload
 def idempotent(view: _ViewT, /) -> _ViewT: ...
 @overload
-def idempotent(**options: Any) -> Callable[[_ViewT], _ViewT]: ...
+def idempotent(**options: Unpack[_Options]) -> Callable[[_ViewT], _ViewT]: ...
 def idempotent(view: Any = None, /, **options: Any) -> Any:
     """
     Protect a view, or set for it what differs from the project's settings.

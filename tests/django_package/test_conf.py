@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 from django.test import override_settings
 
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks_django import conf
 from dotmac_tasks_django.conf import get_manager, load_config
 from dotmac_tasks_django.requests import current_adapter
 from dotmac_tasks_django.testing import override_tasks_settings
@@ -96,3 +98,16 @@ def test_override_lays_over_what_is_set() -> None:
 def test_override_works_as_a_decorator() -> None:
     """The override can stand on a function."""
     assert load_config().lease == 6
+
+
+def test_child_forked_while_the_manager_is_built_gets_its_own() -> None:
+    """A lock that another thread held at the fork does not stop the child."""
+    with conf._current._lock:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = 0 if get_manager().config.lease == 30 else 1
+            finally:
+                os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0

@@ -15,6 +15,7 @@ from dotmac_tasks.http import ViewOptions
 from dotmac_tasks.models import OperationStatus
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks_django import get_manager, idempotency_exempt, idempotent
+from dotmac_tasks_django.decorators import _Options
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.protection import EXEMPT, find_options
 from dotmac_tasks_django.testing import override_tasks_settings
@@ -144,6 +145,10 @@ class TestEither:
 
 
 class TestOptions:
+    def test_signature_names_every_option(self) -> None:
+        """The type of the decorator and the options it accepts are the same."""
+        assert set(_Options.__annotations__) == set(ViewOptions.__dataclass_fields__)
+
     def test_method_beats_class(self, client: Client) -> None:
         """Under the middleware a method's own options win over those of its class."""
         assert client.patch("/required-class/").status_code == 200

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import io
 import json
@@ -17,7 +18,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile, TemporaryUploaded
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.utils.functional import SimpleLazyObject
 
@@ -409,6 +410,20 @@ class TestStreams:
         body.close()
         assert get_statuses() == [OperationStatus.COMPLETED]
 
+    def test_stream_that_is_dropped_ends_the_run(self) -> None:
+        """A stream that nobody sends or closes leaves no claim behind, and is not run again."""
+
+        def view(request: HttpRequest) -> StreamingHttpResponse:
+            middleware.process_view(request, view, (), {})
+            return StreamingHttpResponse([b"one"])
+
+        middleware = BackgroundOperationsMiddleware(view)
+        response = middleware(RequestFactory(headers=KEY).post("/", {}, JSON))
+        assert get_statuses() == [OperationStatus.IN_PROGRESS]
+        del response
+        gc.collect()
+        assert get_statuses() == [OperationStatus.COMPLETED]
+
     def test_file_stays_a_file(self, client: Client) -> None:
         """A file keeps its headers, and is not run twice."""
         first = client.post("/file/", headers=KEY)
@@ -506,6 +521,18 @@ class TestBodies:
         assert statuses == ["400 Bad Request"]
         assert get_calls("pay") == 0
         assert get_statuses() == []
+
+    def test_body_that_a_middleware_has_changed(self) -> None:
+        """What an earlier middleware made of the body counts, whatever length was declared."""
+        middleware = BackgroundOperationsMiddleware(lambda request: HttpResponse())
+        outcomes = []
+        for body in (b"short", b"short", b"other"):
+            request = RequestFactory(headers=KEY).post("/", b"the body as it was sent", JSON)
+            request._body = body
+            request._read_started = True  # type: ignore[attr-defined]
+            outcomes.append(middleware.process_view(request, lambda request: None, (), {}))
+        assert outcomes[0] is None
+        assert [outcome and outcome.status_code for outcome in outcomes[1:]] == [202, 422]
 
     def test_body_without_a_length(self) -> None:
         """A request without a declared length has no body under WSGI."""
