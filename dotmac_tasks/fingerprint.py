@@ -15,8 +15,9 @@ from collections.abc import Collection, Iterable
 from decimal import Decimal
 from functools import lru_cache
 from hashlib import sha256
+from io import BytesIO
 from tempfile import SpooledTemporaryFile
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from dotmac_tasks.keys import canonical_json
 
@@ -216,7 +217,12 @@ class Spool:
         ignored_fields: Collection[str] = frozenset(),
         max_memory: int = 256 * 1024,
     ) -> None:
-        self.file = SpooledTemporaryFile(max_size=max_memory)  # noqa: SIM115 - outlives the call
+        # Most bodies are known to be small, and then no temporary file has to be ready for them.
+        self.file: IO[bytes] = (
+            BytesIO()
+            if length is not None and length <= max_memory
+            else SpooledTemporaryFile(max_size=max_memory)  # noqa: SIM115 - outlives the call
+        )
         try:
             self.length, self.digest = self._fill(
                 stream, length, _Digester(content_type, ignored_fields)

@@ -505,5 +505,5 @@ def test_spool_removes_its_file_when_reading_fails(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(fingerprint, "SpooledTemporaryFile", remember)
     with pytest.raises(OSError, match="went away"):
-        Spool(Broken(), 10, JSON)
+        Spool(Broken(), None, JSON)
     assert made[0].closed
