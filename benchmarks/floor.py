@@ -24,6 +24,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonRespons
 
 LEASE = 300
 RETENTION = 86400
+MAX_BODY = 1_048_576
 
 _KEY = re.compile(
     r'"([\x20-\x21\x23-\x5b\x5d-\x7e]{1,255})"|([\x21\x23-\x2b\x2d-\x5b\x5d-\x7e]{1,255})'
@@ -157,6 +158,7 @@ class MemoryFloor(_Floor):
         """
         now = time.monotonic()
         with self.lock:
+            self._forget_expired(now)
             record = self.records.get(name)
             if record is None or record[2] <= now:
                 self.records[name] = (fingerprint, owner, now + LEASE, b"")
@@ -173,11 +175,19 @@ class MemoryFloor(_Floor):
             record = self.records.get(name)
             if record is None or record[1] != owner:
                 return
+            # Finished ones stand in the order in which they expire.
+            del self.records[name]
             if response:
                 expiry = time.monotonic() + RETENTION
                 self.records[name] = (record[0], owner, expiry, response)
-            else:
-                del self.records[name]
+
+    def _forget_expired(self, now: float) -> None:
+        # Without this it would grow until the process dies.
+        while self.records:
+            name = next(iter(self.records))
+            if self.records[name][2] > now:
+                return
+            del self.records[name]
 
 
 def _scoped(request: HttpRequest, key: str) -> str:
@@ -202,7 +212,7 @@ def _pack(response: HttpResponseBase) -> bytes:
     status = response.status_code
     if status >= 500 or status in _RELEASED:
         return b""
-    if response.streaming:
+    if response.streaming or len(response.content) > MAX_BODY:  # type: ignore[attr-defined]
         return _UNKEPT
     headers = [item for item in response.items() if item[0].lower() in _KEPT_HEADERS]
     return json.dumps([status, headers]).encode() + b"\n" + response.content  # type: ignore[attr-defined]

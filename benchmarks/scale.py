@@ -109,8 +109,8 @@ def _section(where: str, many: int) -> Section:
         f"{where}: {SMALL:,} records beside {many:,}",
         (
             "Microseconds per call; idempotency records and background operations, each so many.",
-            f"A page is {_PAGE} operations. Cleanup removes {_PURGED:,} expired records, once beside",
-            f"{_SMALL_PURGE:,} live ones and once beside {many:,}.",
+            f"A page is {_PAGE} operations. Cleanup removes {_PURGED:,} expired records, once",
+            f"beside {_SMALL_PURGE:,} live ones and once beside {many:,}.",
         ),
         _COLUMNS,
     )
