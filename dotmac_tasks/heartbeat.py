@@ -242,7 +242,7 @@ class Heartbeat:
         now = self._monotonic()
         # Renewals first: they are one command, and others wait for a second run not to happen.
         self._renew(now)
-        self._write_outcomes(now, now)
+        self._write_outcomes(now, budget=_LONGEST_PAUSE, give_up_from=now)
         with self._lock:
             self._wake_at = self._next_beat(now)
             self._shortest = math.inf
@@ -261,7 +261,7 @@ class Heartbeat:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
         self._resume_at = -math.inf
-        self._write_outcomes(self._monotonic(), math.inf)
+        self._write_outcomes(self._monotonic(), budget=timeout, give_up_from=math.inf)
 
     def _rouse(self, due: float) -> None:
         """
@@ -370,46 +370,48 @@ class Heartbeat:
                 return  # Writing its outcome finds out what happened.
         held.on_lost()
 
-    def _write_outcomes(self, now: float, give_up_from: float) -> None:
+    def _write_outcomes(self, now: float, *, budget: float, give_up_from: float) -> None:
         """
-        Send the outcomes that wait; stop at the first that fails.
+        Send the outcomes that wait, until one fails or the budget of seconds is used up.
 
-        Those that may wait no longer than until `give_up_from` are sent for the
-        last time.
+        Those that need not wait any longer than until `give_up_from` are given up
+        then.
         """
         if now < self._resume_at:
             return
         with self._lock:
             waiting = list(self._unwritten.values())
         failed = False
-        stop_at = now + _LONGEST_PAUSE
         for unwritten in waiting:
-            if self._monotonic() > stop_at:
-                return  # The rest at the next beat: a slow storage must not delay renewals.
-            claim = unwritten.claim
-            if not failed:
-                try:
-                    outcome = claim.write_outcome()
-                except CorruptRecordError:
-                    # No later attempt can do better.
-                    self._settle(claim, None)
-                    continue
-                except StorageError:
-                    # The storage is what fails, so the others would only wait for it as well. This
-                    # one goes to the end, in case it is the one that cannot be written.
-                    failed = True
-                    self._move_to_end(unwritten)
-                else:
-                    self._failures = 0
-                    self._settle(claim, outcome)
-                    continue
+            # A storage that fails or is slow for one is so for all; the rest has its next turn.
+            in_time = not failed and self._monotonic() <= now + budget
+            if in_time and self._write_outcome(unwritten):
+                self._failures = 0
+                continue
+            failed = failed or in_time
             if unwritten.give_up_at <= give_up_from:
-                self._settle(claim, None)
+                self._settle(unwritten.claim, None)
         if failed:
-            self._resume_at = self._monotonic() + min(
-                _FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE
-            )
+            pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
+            self._resume_at = self._monotonic() + pause
             self._failures = min(self._failures + 1, 10)
+
+    def _write_outcome(self, unwritten: _Unwritten) -> bool:
+        """
+        Send one outcome; False if it has to be sent again.
+        """
+        try:
+            outcome = unwritten.claim.write_outcome()
+        except CorruptRecordError:
+            # No later attempt can do better.
+            self._settle(unwritten.claim, None)
+        except StorageError:
+            # To the end, in case it is the only one that cannot be written.
+            self._move_to_end(unwritten)
+            return False
+        else:
+            self._settle(unwritten.claim, outcome)
+        return True
 
     def _move_to_end(self, unwritten: _Unwritten) -> None:
         owner = unwritten.claim.lease.owner

@@ -4,11 +4,12 @@ A storage in memory that fails where and how a test says.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from dotmac_tasks.errors import StorageError, StorageTimeoutError, StorageUnavailableError
+from dotmac_tasks.errors import StorageTimeoutError, StorageUnavailableError
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.typing import Clock
@@ -78,12 +79,7 @@ class FaultyStorage(MemoryStorage):
         after, error = fault
         if after:
             getattr(MemoryStorage, verb)(self, *args, **kwargs)
-        raise type(error)(*_arguments(error))
-
-
-def _arguments(error: BaseException) -> tuple[Any, ...]:
-    # A fresh instance each time: errors are not shared.
-    return ("faulty", "as planned") if isinstance(error, StorageError) else error.args
+        raise copy.copy(error)  # A fresh instance each time: errors are not shared.
 
 
 def _make(verb: str) -> Callable[..., Any]:

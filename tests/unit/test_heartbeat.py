@@ -263,6 +263,27 @@ def test_pauses_between_attempts_grow_to_a_second(bench: Bench) -> None:
     assert 18 <= bench.storage.calls.count("complete_operation") <= 26
 
 
+def test_beat_during_a_pause_leaves_the_storage_alone(bench: Bench) -> None:
+    """A beat that comes for a renewal does not cut the pause after a failure short."""
+    held = bench.claim()
+    bench.storage.refuse("complete_operation", times=2)
+    bench.heartbeat.retry_completion(held)
+    bench.heartbeat.beat()
+    bench.heartbeat.beat()
+    assert bench.storage.calls.count("complete_operation") == 1
+
+
+def test_stop_beside_a_slow_storage_ends_in_time(bench: Bench) -> None:
+    """What cannot be written within the time to stop is given up and reported."""
+    claims = [bench.claim(f"key-{number}") for number in range(5)]
+    for held in claims:
+        bench.heartbeat.retry_completion(held)
+    bench.storage.before = lambda verb: bench.clock.advance(1.0)
+    bench.heartbeat._thread = None
+    bench.heartbeat.stop(timeout=1.5)
+    assert [held.settled for held in claims] == [[WriteOutcome.DONE]] * 2 + [[None]] * 3
+
+
 def test_outcome_is_given_up_after_the_execution_limit(bench: Bench) -> None:
     """An outcome that cannot be written for as long as an execution may take is given up."""
     held = bench.claim()
