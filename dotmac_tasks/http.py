@@ -95,17 +95,28 @@ _REPLAYED = frozenset(
         "content-encoding",
         "content-language",
         "content-location",
+        "content-security-policy",
+        "content-security-policy-report-only",
         "content-type",
+        "cross-origin-embedder-policy",
+        "cross-origin-opener-policy",
+        "cross-origin-resource-policy",
         "deprecation",
         "etag",
         "expires",
         "last-modified",
         "link",
         "location",
+        "permissions-policy",
         "preference-applied",
+        "referrer-policy",
         "repr-digest",
+        "retry-after",
+        "strict-transport-security",
         "sunset",
         "vary",
+        "x-content-type-options",
+        "x-frame-options",
     }
 )
 _NEVER_REPLAYED = frozenset(
@@ -676,8 +687,8 @@ class Run:
             return
         try:
             payload = encode_response(status, self._http.kept_headers(headers), body)
-        except (AttributeError, TypeError, ValueError):
-            # No framework lets such a header pass; the work is done in any case.
+        except Exception:
+            # Whatever it is, such as a header that is no text, the work is done: not again.
             logger.exception(
                 "A response could not be encoded; it is not kept",
                 extra=log_fields(self._request),
@@ -702,8 +713,11 @@ class Run:
     def abandon(self) -> None:
         """
         End without knowing the outcome: the lease and the policy decide.
+
+        After another end that broke off in the middle, it still stops the renewal.
         """
-        if self._end() and self._claim is not None:
+        self._ended = True
+        if self._claim is not None:
             self._claim.abandon()
 
     def _settled_before_body(self, status: int) -> bool:

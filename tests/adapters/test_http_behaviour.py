@@ -1174,6 +1174,22 @@ def test_request_runs_unprotected_while_the_storage_is_down(
     assert faulty.calls == ["claim_operation", "claim_operation"]
 
 
+@pytest.mark.redis
+@pytest.mark.parametrize("backend", ["redis"], indirect=True)
+def test_unreachable_redis_breaks_no_request(serve: Any, backend: Backend) -> None:
+    """
+    With Redis out of reach keyed requests run unprotected, or are refused where that is set.
+    """
+    work = Work()
+    with backend.break_off() as storage:
+        answer = serve(work, storage).send(key=KEY)
+        assert (answer.status, answer.get("X-Idempotency-Status")) == (200, "unprotected")
+        strict = serve(work, storage, on_storage_error="reject")
+        assert strict.send(key=KEY).problem == "storage-unavailable"
+        assert strict.send().status == 200
+    assert work.runs == 2
+
+
 def test_protected_request_is_not_marked(serve: Any, faulty: FaultyStorage) -> None:
     """
     While the storage works, no answer says that it is unprotected.

@@ -195,6 +195,23 @@ def test_answer_to_duplicates_of_a_view(http: HttpIdempotency, clock: FakeClock)
     first.fail()
 
 
+def test_waiting_duplicate_never_runs_unprotected(
+    http: HttpIdempotency, faulty: FaultyStorage
+) -> None:
+    """
+    A duplicate that has seen the first one run is a conflict, though the storage fails meanwhile.
+    """
+    first = run(http)
+
+    def fail_while_waiting(verb: str) -> None:
+        if faulty.calls.count("claim_operation") == 2:
+            faulty.refuse("claim_operation", 1000)
+
+    faulty.before = fail_while_waiting
+    assert answer(http, ViewOptions(in_progress="wait", wait=3)).status == 409
+    first.fail()
+
+
 def test_storage_error_policy_of_a_view(http: HttpIdempotency, faulty: FaultyStorage) -> None:
     """
     A view can insist on protection that the project does without.
@@ -335,6 +352,20 @@ def test_unexpected_replay_headers_cannot_be_configured(faulty: FaultyStorage) -
     assert kept == [("X-A", "1")]
 
 
+def test_headers_that_belong_to_the_body_are_replayed(http: HttpIdempotency) -> None:
+    """
+    What protects or describes a body goes with it; what belongs to one exchange does not.
+    """
+    headers = [
+        ("Content-Security-Policy", "script-src 'nonce-1'"),
+        ("x-frame-options", "DENY"),
+        ("Retry-After", "5"),
+    ]
+    personal = [("Date", "today"), ("Server", "x"), ("X-Request-Id", "1"), ("Age", "3")]
+    run(http).finish(202, [*headers, *personal], b"")
+    assert answer(http).headers[: len(headers) + 1] == [*headers, ("X-Cache-Hit", "true")]
+
+
 # Runs
 
 
@@ -373,6 +404,29 @@ def test_header_that_cannot_be_stored_leaves_a_tombstone(http: HttpIdempotency) 
     broken: Any = [("Location", b"/bytes")]
     run(http).finish(201, broken, b"")
     assert problem(answer(http)) == b"not-replayable"
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_response_that_cannot_be_encoded_is_held_by_nobody(
+    http: HttpIdempotency, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """
+    Whatever breaks while a response is encoded, the work is not repeated and renewal stops.
+    """
+
+    def encode(*args: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr("dotmac_tasks.http.encode_response", encode)
+    first = run(http)
+    if error is MemoryError:
+        first.finish(200, [], b"")
+        assert problem(answer(http)) == b"not-replayable"
+    else:
+        with pytest.raises(error):
+            first.finish(200, [], b"")
+        first.abandon()
+        assert answer(http).status == 202
 
 
 @pytest.mark.parametrize("directive", ["no", "yes", "60", "maybe", "-1", "9" * 400, "\u0665"])
