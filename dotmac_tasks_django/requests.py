@@ -111,10 +111,10 @@ class DjangoRequest:
             tenant = find_tenant_id(self._request, self._view_kwargs)
         else:
             tenant = adapter.tenant(self._request)
-        credentials = "\n".join(
-            f"{name}={meta[name]}" for name in adapter.credential_names if meta.get(name)
-        )
-        return tenant or "default", principal_scope(adapter.principal(self._request), credentials)
+        user = adapter.principal(self._request)
+        # Credentials count only where nobody resolved them.
+        credentials = None if user else _join_credentials(adapter, meta)
+        return tenant or "default", principal_scope(user, credentials)
 
     def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
         """
@@ -123,6 +123,10 @@ class DjangoRequest:
         if selector is not None:
             return selected_digest(selector(self._request))
         return request_body_digest(self._request)
+
+
+def _join_credentials(adapter: Adapter, meta: dict[str, Any]) -> str:
+    return "\n".join(f"{name}={meta[name]}" for name in adapter.credential_names if meta.get(name))
 
 
 def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | None:
