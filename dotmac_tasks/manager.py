@@ -344,15 +344,16 @@ class BackgroundOperationsManager:
             on_abandoned: What happens when an executor died: ``rerun`` or ``refuse``.
 
         The decorated function raises, besides what the function does:
-            OperationInProgressError: The first call is still running.
-            OperationFailedError: The operation was recorded as failed.
-            OutcomeUnknownError: Abandoned, or its result could not be recorded.
-            ClaimLostError: The work ran, but somebody else took over; the result
-                is on the error.
-            KeyReusedError: The key stands for another operation or tenant.
-            SerializationError: An argument has no canonical form and nothing ran,
-                or the result is not JSON: then the work is done and never repeated.
-            StorageError: The storage failed before the work.
+
+        * `OperationInProgressError`: The first call is still running.
+        * `OperationFailedError`: The operation was recorded as failed.
+        * `OutcomeUnknownError`: Abandoned, or its result could not be recorded.
+        * `ClaimLostError`: The work ran, but somebody else took over; the result
+          is on the error.
+        * `KeyReusedError`: The key stands for another operation or tenant.
+        * `SerializationError`: An argument has no canonical form and nothing ran,
+          or the result is not JSON: then the work is done and never repeated.
+        * `StorageError`: The storage failed before the work.
 
         Raises:
             ConfigurationError: A setting cannot work.
