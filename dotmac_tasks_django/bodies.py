@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from django.core.exceptions import BadRequest, ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 
 from dotmac_tasks.fingerprint import FilePart, Spool, body_digest, parts_digest, stream_digest
+from dotmac_tasks.http import IncompleteBodyError
 from dotmac_tasks_django.conf import get_setting
 
 __all__ = ["call_on_close", "request_body_digest"]
@@ -33,7 +34,7 @@ def request_body_digest(request: HttpRequest) -> bytes:
     Return the digest of the body; read from wherever it is by now.
 
     Raises:
-        BadRequest: The body ended before its declared length.
+        IncompleteBodyError: The body ended before its declared length.
         RequestDataTooBig: As Django decides for bodies that are kept in memory.
         ImproperlyConfigured: An earlier middleware has read the body and kept nothing of it.
     """
@@ -45,7 +46,7 @@ def request_body_digest(request: HttpRequest) -> bytes:
     if not _fits_memory(request):
         return _spooled_digest(request, content_type)
     if len(request.body) < _declared_length(request):
-        raise _ended_early()
+        raise IncompleteBodyError
     return body_digest(content_type, request.body, ignored_fields=_IGNORED)
 
 
@@ -79,13 +80,8 @@ def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
         state._stream = spool.file  # noqa: SLF001
         digest, length = spool.digest, spool.length
     if length < _declared_length(request):
-        raise _ended_early()
+        raise IncompleteBodyError
     return digest
-
-
-def _ended_early() -> BadRequest:
-    # Half a body is no request: its fingerprint would refuse the whole one later.
-    return BadRequest("The request body ended before its declared length.")
 
 
 def _parsed_digest(request: HttpRequest) -> bytes:

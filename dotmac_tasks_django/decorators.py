@@ -2,8 +2,8 @@
 Per-view options, and protection for a view where the middleware is not installed.
 
 Under the middleware a decorated view is claimed once, by the middleware, which
-reads the options from the view. Without it the decorator does the same around
-the view itself.
+reads the options from the view and leaves it to the decorator to send a stored
+answer. Without it the decorator does the same around the view itself.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dotmac_tasks_django.protection import (
     find_options,
     is_decided,
     set_options,
+    take_answer,
 )
 
 __all__ = ["idempotency_exempt", "idempotent"]
@@ -64,6 +65,10 @@ def idempotent(view: Any = None, /, **options: Any) -> Any:
     viewset), for the classes themselves, and through `method_decorator`. Used
     bare or with options: `required`, `ttl`, `lease`, `in_progress`, `wait`,
     `on_storage_error`, `on_abandoned`, `fingerprint`; see `ViewOptions`.
+
+    A stored answer is sent from where the decorator stands: permission checks of
+    decorators around it, and a REST framework's around a decorated method, come
+    first. Put it below them.
 
     Without the middleware an exception of the view gives the key back, whatever
     status Django makes of it.
@@ -147,6 +152,9 @@ def _wrap(
     @wraps(view)
     def protected(*args: Any, **kwargs: Any) -> Any:
         request = _find_request(args)
+        answer = take_answer(request)
+        if answer is not None:
+            return answer
         # The middleware, or a decorated view around this one, has seen to it.
         if is_decided(request):
             return view(*args, **kwargs)

@@ -7,10 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
-from dotmac_tasks_django.protection import begin, end, end_with_error, find_options, find_run
+from dotmac_tasks_django.protection import (
+    begin,
+    end,
+    end_with_error,
+    find_options,
+    find_run,
+    hold_answer,
+)
 from dotmac_tasks_django.shielding import shield_from_disconnect
 
 __all__ = ["BackgroundOperationsMiddleware"]
@@ -64,5 +71,13 @@ class BackgroundOperationsMiddleware:
         """
         if find_run(request) is not None:
             return None
-        decision = begin(request, view_kwargs, find_options(view_func, request.method or ""))
-        return decision if isinstance(decision, HttpResponseBase) else None
+        options = find_options(view_func, request.method or "")
+        decision = begin(request, view_kwargs, options)
+        if not isinstance(decision, HttpResponse):
+            return None
+        if options is None:
+            return decision
+        # The view's decorator sends it, behind the checks of the decorators around that one:
+        # who may no longer call the view may not see its stored answer either.
+        hold_answer(request, decision)
+        return None

@@ -25,8 +25,10 @@ __all__ = [
     "find_method_options",
     "find_options",
     "find_run",
+    "hold_answer",
     "is_decided",
     "set_options",
+    "take_answer",
 ]
 
 
@@ -41,7 +43,9 @@ EXEMPT: Final = Exempt()
 # Read through getattr by the name in a constant: these live on objects of other packages.
 _OPTIONS = "dotmac_tasks_options"
 _RUN = "dotmac_tasks_run"
+_STORE = STORE_HEADER.lower()
 _IS_EXEMPT = "dotmac_tasks_exempt"
+_ANSWER = "dotmac_tasks_answer"
 
 
 def set_options(view: Any, options: ViewOptions | Exempt) -> None:
@@ -112,12 +116,31 @@ def begin(
     return decision
 
 
+def hold_answer(request: HttpRequest, answer: HttpResponse) -> None:
+    """
+    Keep an answer until the view's decorator takes it.
+    """
+    setattr(request, _ANSWER, answer)
+
+
+def take_answer(request: HttpRequest) -> HttpResponse | None:
+    """
+    Return the answer that is held for this request, once.
+    """
+    answer: HttpResponse | None = vars(request).pop(_ANSWER, None)
+    return answer
+
+
 def _to_response(answer: Answer) -> HttpResponse:
-    response = HttpResponse(answer.body, status=answer.status)
-    del response["Content-Type"]
+    # Django holds one value per name; a list of values means the same (RFC 9110, 5.3).
+    headers: dict[str, tuple[str, str]] = {}
     for name, value in answer.headers:
-        # Django holds one value per name; a list of values means the same (RFC 9110, 5.3).
-        response[name] = f"{response[name]}, {value}" if response.has_header(name) else value
+        folded = name.lower()
+        known = headers.get(folded)
+        headers[folded] = (name, value) if known is None else (known[0], f"{known[1]}, {value}")
+    response = HttpResponse(answer.body, status=answer.status, headers=dict(headers.values()))
+    if "content-type" not in headers:
+        del response["Content-Type"]  # Django's own guess
     return response
 
 
@@ -126,9 +149,11 @@ def end(run: Run, response: HttpResponseBase) -> None:
     Record how a run ended and mark its response; a stream is recorded at its end.
     """
     try:
-        run.follow(response.get(STORE_HEADER))
-        del response[STORE_HEADER]
         headers = list(response.items())
+        if _STORE in [name.lower() for name, _ in headers]:
+            run.follow(response[STORE_HEADER])
+            del response[STORE_HEADER]
+            headers = list(response.items())
         if response.streaming:
             _watch(run, cast(StreamingHttpResponse, response))
         else:

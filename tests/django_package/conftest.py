@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from django.core.signals import request_finished, request_started
-from django.db import close_old_connections
 from django.test import Client
 
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import forget_calls
+from support.django_project.connections import left_alone
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +29,8 @@ def _open_connections() -> Iterator[None]:
     """
     A served request leaves the database alone, as it does with Django's own test client.
     """
-    for signal in (request_started, request_finished):
-        signal.disconnect(close_old_connections)
-    yield
-    for signal in (request_started, request_finished):
-        signal.connect(close_old_connections)
+    with left_alone():
+        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory, override_settings
@@ -108,6 +109,24 @@ class TestEither:
         assert client.post("/required-class/").status_code == 400
         first, again = (client.post("/required-class/", headers=KEY) for _ in range(2))
         assert first.json() == again.json() == {"number": 1}
+
+    @pytest.mark.django_db
+    def test_stored_answer_needs_the_permission(self) -> None:
+        """Who has lost the permission gets no stored answer, and nothing runs again."""
+        user = User.objects.create_user("alice")
+        permission = Permission.objects.get(codename="add_user")
+        user.user_permissions.add(permission)
+        client = Client()
+        client.force_login(user)
+        answers = [client.post("/guarded/", {}, JSON, headers=KEY) for _ in range(2)]
+        assert [answer.json() for answer in answers] == [{"number": 1}] * 2
+        user.user_permissions.remove(permission)
+        refused = client.post("/guarded/", {}, JSON, headers=KEY)
+        assert refused.status_code == 403
+        assert "X-Cache-Hit" not in refused
+        user.user_permissions.add(permission)
+        assert client.post("/guarded/", {}, JSON, headers=KEY)["X-Cache-Hit"] == "true"
+        assert get_calls("guarded") == 1
 
     def test_subclass_says_it_anew(self) -> None:
         """A subclass may exempt what its base class protects, but one class says it once."""

@@ -29,6 +29,7 @@ from dotmac_tasks_django.conf import get_manager
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.requests import find_tenant_id
 from dotmac_tasks_django.testing import override_tasks_settings
+from support.concurrency import run_together
 from support.django_project.calls import get_calls
 from support.django_project.gate import Gate, gate, note
 from support.django_project.settings import MIDDLEWARE
@@ -311,6 +312,15 @@ class TestAnswers:
         replay = middleware.process_view(make_request(), view, (), {})
         assert isinstance(replay, HttpResponse)
         assert replay.content == b"done"
+
+    def test_of_many_at_once_one_runs(self) -> None:
+        """Of eight equal requests at the same time one runs the view."""
+
+        def send() -> int:
+            return Client().post("/pay/", {}, JSON, headers=KEY).status_code
+
+        assert set(run_together(8, send)) <= {201, 202}
+        assert get_calls("pay") == 1
 
     def test_listed_twice_claims_once(self, client: Client) -> None:
         """A middleware that is listed twice does not stand in its own way."""

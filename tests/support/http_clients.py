@@ -279,6 +279,7 @@ def open_django(
     from django.urls import re_path
 
     from dotmac_tasks_django import get_manager
+    from support.django_project.connections import left_alone
 
     _handed_over.append(storage)
     tasks = {name.upper(): value for name, value in settings.items()}
@@ -289,7 +290,7 @@ def open_django(
         ROOT_URLCONF=(re_path("", make_django_view(handler)),),
     )
     try:
-        with overrides:
+        with overrides, left_alone():
             yield HttpClient(WSGIHandler(), get_manager())
     finally:
         _handed_over.pop()

@@ -39,6 +39,7 @@ urlpatterns = [
     path("async-gate/", views.async_gated),
     path("context/", views.set_context),
     path("decorated-insert/", views.decorated_insert),
+    path("guarded/", views.guarded),
     path("outer/", views.outer_pay),
     path("class/", views.PayView.as_view()),
     path("required-class/", views.RequiredView.as_view()),

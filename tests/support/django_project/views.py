@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+from django.contrib.auth.decorators import permission_required
 from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.http import (
@@ -344,6 +345,16 @@ def decorated_insert(request: HttpRequest) -> HttpResponse:
     The same, decorated.
     """
     return insert(request)
+
+
+@csrf_exempt
+@permission_required("auth.add_user", raise_exception=True)
+@idempotent
+def guarded(request: HttpRequest) -> HttpResponse:
+    """
+    Needs a permission, which is checked around the decorator.
+    """
+    return JsonResponse({"number": count_call("guarded")})
 
 
 @idempotent
