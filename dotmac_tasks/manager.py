@@ -41,7 +41,7 @@ from dotmac_tasks.idempotency import (
     fingerprint_of,
     log_fields,
 )
-from dotmac_tasks.keys import generate_idempotency_key, key_hash
+from dotmac_tasks.keys import generate_idempotency_key, key_hash, validate_stored_key
 from dotmac_tasks.locks import DistributedLock
 from dotmac_tasks.models import (
     AbandonedPolicy,
@@ -250,9 +250,11 @@ class BackgroundOperationsManager:
         Return what is recorded under a stored key, or None.
 
         Raises:
+            InvalidKeyError: No record can have this key.
             CorruptRecordError: The record cannot be read.
             StorageError: The storage failed.
         """
+        validate_stored_key(key)
         record = self.storage.find_operation(key)
         if record is None or (tenant_id is not None and record.tenant_id != tenant_id):
             return None
@@ -278,9 +280,11 @@ class BackgroundOperationsManager:
             False if it is unknown, or an executor is at work on it.
 
         Raises:
+            InvalidKeyError: No record can have this key.
             SerializationError: The result is not JSON; nothing is written.
             StorageError: The storage failed; the same call can be made again.
         """
+        validate_stored_key(key)
         payload = encode_result(result) if error is None else encode_error(error)
         outcome = self.storage.settle_operation(
             key, payload, failed=error is not None, tenant_id=tenant_id

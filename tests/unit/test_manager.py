@@ -240,9 +240,13 @@ def test_key_of_another_tenant_shows_nothing(manager: BackgroundOperationsManage
 def test_key_that_cannot_be_stored_is_refused(
     manager: BackgroundOperationsManager, key: str
 ) -> None:
-    """The reserved key and malformed ones are errors."""
+    """The reserved key and malformed ones are errors of every call."""
     with pytest.raises(InvalidKeyError):
         manager.create_idempotency_key("t", "u", "mail", key=key)
+    with pytest.raises(InvalidKeyError):
+        manager.check_idempotency(key)
+    with pytest.raises(InvalidKeyError):
+        manager.complete_idempotent_operation(key, 1)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), "60"])

@@ -117,8 +117,9 @@ def test_operation_is_hidden_from_other_tenants(bench: Bench) -> None:
         bench.operations.get(operation_id, tenant_id="other")
     with pytest.raises(OperationNotFoundError):
         bench.operations.change(operation_id, COMPLETED, tenant_id="other")
-    with pytest.raises(OperationNotFoundError):
-        bench.operations.get("unknown")
+    for unknown in ("unknown", "tenant:t"):
+        with pytest.raises(OperationNotFoundError):
+            bench.operations.get(unknown)
     assert bench.operations.list("other").operations == []
 
 
@@ -132,7 +133,9 @@ def test_operation_of_a_known_id_is_returned(bench: Bench) -> None:
         bench.operations.create("other", "export", operation_id="op-1")
 
 
-@pytest.mark.parametrize("options", [{"operation_id": ""}, {"idempotency_key": "index"}])
+@pytest.mark.parametrize(
+    "options", [{"operation_id": ""}, {"operation_id": "tenant:t"}, {"idempotency_key": "index"}]
+)
 def test_operation_with_a_bad_id_is_refused(bench: Bench, options: Any) -> None:
     """Ids and keys that cannot be stored are errors before anything is sent."""
     with pytest.raises(InvalidKeyError):
