@@ -64,6 +64,7 @@ def test_manager_is_built_once() -> None:
     managers = run_together(8, get_manager)
     assert len({id(manager) for manager in managers}) == 1
     assert get_manager() is managers[0]
+    assert conf._current.build() is managers[0]  # one that came second to the lock
     assert current_adapter() is current_adapter()
 
 
