@@ -25,8 +25,16 @@ local answers = {}
 for i = 2, #KEYS do
   local at = (i - 2) * 4
   local renew = ARGV[at + 1] == 'lock' and renew_lock or renew_operation
-  -- A record that cannot be read loses its own lease, nobody else's.
   local readable, held = pcall(renew, KEYS[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-  answers[i - 1] = readable and held or 0
+  if not readable then
+    -- A record that cannot be read loses its own lease, nobody else's. Any other error is the
+    -- server's (out of memory, read-only): no lease is lost by that, all are asked for again.
+    local why = tostring(type(held) == 'table' and held.err or held)
+    if not string.find(why, 'CORRUPT[', 1, true) and not string.find(why, 'WRONGTYPE', 1, true) then
+      error(held, 0)
+    end
+    held = 0
+  end
+  answers[i - 1] = held
 end
 return answers

@@ -12,8 +12,10 @@ end
 
 local function extend(key, index, name, record, lease)
   record.l = int(lease)
-  redis.call('HSET', key, 'l', record.l)
+  -- First what needs no memory: after that a full Redis lets a script go on, and a running claim
+  -- does not get lost because others fill the memory.
   set_expiry(key, index, name, record)
+  redis.call('HSET', key, 'l', record.l)
 end
 
 local function write_finished(key, index, name, r, status, payload)

@@ -572,7 +572,7 @@ def test_unix_socket_opens(open_storage: Opener) -> None:
 
 
 def test_full_memory_refuses_claims_only(open_storage: Opener) -> None:
-    """At its limit Redis refuses a claim whole, and still takes the outcome of a running one."""
+    """At its limit Redis refuses a claim whole, and still renews and completes a running one."""
     with RedisServer() as server:
         storage = open_storage(server.url())
         token = storage.claim_operation(make_request()).fencing_token
@@ -580,11 +580,30 @@ def test_full_memory_refuses_claims_only(open_storage: Opener) -> None:
         with pytest.raises(StorageUnavailableError, match="memory"):
             claim(storage, key="other")
         assert storage.find_operation("other") is None
+        lease = Lease(LeaseKind.OPERATION, "k", make_request().owner, 30.0)
+        assert storage.renew_leases([lease]) == [True]
         done = storage.complete_operation(make_request(), token, b"x", failed=False)
         assert done is WriteOutcome.DONE
         health = storage.check_health()
         assert health.healthy
         assert "memory" in health.warnings[0]
+
+
+def test_renewal_that_the_server_refuses_loses_no_lease(
+    open_storage: Opener, random_prefix: str
+) -> None:
+    """A server that cannot write has not lost a claim; an unreadable record has lost its own."""
+    held = Lease(LeaseKind.OPERATION, "k", make_request().owner, 30.0)
+    with RedisServer() as master, RedisServer(replica_of=master) as replica:
+        claim(open_storage(master.url()))
+        storage = open_storage(replica.url())
+        wait_until(lambda: storage.find_operation("k") is not None)
+        with pytest.raises(StorageUnavailableError):
+            storage.renew_leases([held])
+        master.command("SET", f"{random_prefix}:idempo:text", "not a hash")
+        master.command("HSET", f"{random_prefix}:idempo:newer", "v", "7")
+        unreadable = [held._replace(name=name) for name in ("text", "newer")]
+        assert open_storage(master.url()).renew_leases([held, *unreadable]) == [True, False, False]
 
 
 def test_replica_cannot_be_written_to(open_storage: Opener) -> None:
