@@ -70,12 +70,16 @@ from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
 __all__ = [
+    "UNSERIALIZABLE",
     "Claim",
+    "FunctionKey",
     "GuardCounts",
     "IdempotencyGuard",
     "IdempotentOperation",
     "OperationSettings",
     "decorate_function",
+    "fingerprint_of",
+    "log_fields",
 ]
 
 logger = logging.getLogger(__name__)
