@@ -300,15 +300,7 @@ def _resolve(config: TasksConfig, options: ViewOptions) -> _Policy:
     for option, setting in _SETTING_OF.items():
         value = getattr(options, option)
         values[option] = getattr(config, setting) if value is None else value
-    policy = _Policy(**values, fingerprint=options.fingerprint)
-    if policy.lease > policy.ttl:
-        raise ConfigurationError(
-            "LEASE",
-            f"{policy.lease:g} s is longer than the retention ({policy.ttl:g} s) of a view. "
-            "Shorten the lease or keep its outcomes longer.",
-            value=policy.lease,
-        )
-    return policy
+    return _Policy(**values, fingerprint=options.fingerprint)
 
 
 _USER = "user:"
@@ -377,6 +369,9 @@ class HttpIdempotency:
 
         Costs one storage call, none without a key. Storage errors do not
         escape: they become an answer or an unprotected run, as the policy says.
+
+        Raises:
+            ConfigurationError: The options and the settings cannot work together.
         """
         policy = self._default if options is None else self._policy(options)
         header = request.key_header()

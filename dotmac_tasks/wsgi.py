@@ -304,7 +304,7 @@ class _Response:
         chunks = iter(iterable)
         # PEP 3333: start_response may be called as late as when the first chunk is asked for.
         first = [] if self._status else list(islice(chunks, 1))
-        if self._status and self._written is not None and self._is_short():
+        if self._is_short():
             return self._drain(chain(first, chunks), iterable)
         if not self._status:
             self._run.fail()

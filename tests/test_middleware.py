@@ -220,7 +220,26 @@ def test_written_data_comes_before_a_stream(wrap: Wrap) -> None:
     assert problem_of(client) == "not-replayable"
 
 
-# start_response
+def test_writing_while_streaming_loses_nothing(manager: BackgroundOperationsManager) -> None:
+    """
+    Data that is written between two chunks, which PEP 3333 frowns upon, still reaches the server.
+    """
+    server = Server()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        write = start_response("200 OK", [TEXT])
+        write(b"a")
+        yield b"b"
+        write(b"c")
+        yield b"d"
+
+    chunks = BackgroundOperationsMiddleware(app, manager)(make_environ(), server.start_response)
+    assert list(chunks) == [b"a", b"b", b"d"]
+    assert server.events[1:] == [("write", b"c")]
+    chunks.close()  # type: ignore[attr-defined]
+
+
+# How a response starts
 
 
 def lazy_app(*headers: tuple[str, str]) -> App:
@@ -715,8 +734,10 @@ def test_selector_that_fails_claims_nothing(manager: BackgroundOperationsManager
         raise BrokenHandlerError
 
     middleware = BackgroundOperationsMiddleware(respond([b"a"]), manager, fingerprint=select)
+    environ = make_environ()
     with pytest.raises(BrokenHandlerError):
-        middleware(make_environ(), refuse_to_start)
+        middleware(environ, refuse_to_start)
+    assert environ["wsgi.input"].closed
     assert manager.storage.get_stats().idempotency_keys == 0
 
 
