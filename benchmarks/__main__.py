@@ -42,13 +42,13 @@ def _round_trips(server: RedisServer, quick: bool) -> Sequence[Section]:
 def _redis(server: RedisServer, quick: bool) -> Sequence[Section]:
     from benchmarks.middleware import measure_over_redis
 
-    return measure_over_redis(server.url(2), rounds=12 if quick else 60, size=50)
+    return measure_over_redis(server.url(2), rounds=60 if quick else 300, size=20)
 
 
 def _memory(server: RedisServer, quick: bool) -> Sequence[Section]:
     from benchmarks.middleware import measure_over_memory
 
-    return [measure_over_memory(rounds=40 if quick else 250, size=50)]
+    return [measure_over_memory(rounds=150 if quick else 800, size=20)]
 
 
 def _storage(server: RedisServer, quick: bool) -> Sequence[Section]:
