@@ -61,6 +61,7 @@ __all__ = [
     "HttpRequest",
     "IncompleteBodyError",
     "Run",
+    "UnknownLengthError",
     "ViewOptions",
     "principal_scope",
 ]
@@ -144,6 +145,9 @@ _RELEASING = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
 # Nobody should be told to come back later than this while the work may end any second.
 _LONGEST_RETRY_AFTER = 5
 
+# In front of a resolved user in a scope, so that no user is called like a digest.
+_USER = "user:"
+
 # A directive cannot keep a response longer than a setting could: a hundred years.
 _LONGEST_KEPT = 100 * 365 * 86_400
 
@@ -201,6 +205,7 @@ class HttpRequest(Protocol):
 
         Raises:
             IncompleteBodyError: The body ended early.
+            UnknownLengthError: The body has no end that is known.
         """
         ...
 
@@ -210,6 +215,14 @@ class IncompleteBodyError(Exception):
     The client went away while it sent the body; raised by `HttpRequest.body_digest`.
 
     Immutable. What arrived is not what the client meant, so nothing is claimed.
+    """
+
+
+class UnknownLengthError(Exception):
+    """
+    Nobody says where the body ends, so it cannot be read; raised by `HttpRequest.body_digest`.
+
+    Immutable. Taken for empty, it would be the same as any other body.
     """
 
 
@@ -303,9 +316,6 @@ def _resolve(config: TasksConfig, options: ViewOptions) -> _Policy:
     return _Policy(**values, fingerprint=options.fingerprint)
 
 
-_USER = "user:"
-
-
 def principal_scope(user: object, credentials: str | None) -> str:
     """
     Return the principal's part of a key's scope.
@@ -385,6 +395,8 @@ class HttpIdempotency:
             claim_request = self._claim_request(request, policy, client_key)
         except IncompleteBodyError:
             return self._problem("incomplete-body", _INCOMPLETE, client_key=client_key)
+        except UnknownLengthError:
+            return self._problem("length-required", _NO_LENGTH, client_key=client_key)
         wait = policy.wait if policy.in_progress == "wait" else 0.0
         try:
             reply = self._guard.claim(claim_request, wait=wait)
@@ -769,6 +781,7 @@ _PROBLEMS = {
     "missing-key": (400, "Idempotency key missing"),
     "invalid-key": (400, "Idempotency key malformed"),
     "incomplete-body": (400, "Request body incomplete"),
+    "length-required": (411, "Length of the request body missing"),
     "key-reused": (422, "Idempotency key used for a different request"),
     "still-running": (409, "The first request is still running"),
     "not-replayable": (409, "The first response was not kept"),
@@ -779,6 +792,10 @@ _PROBLEMS = {
 
 _INCOMPLETE = (
     "The body ended before its declared length, so the request was not carried out. Send it again."
+)
+_NO_LENGTH = (
+    "A request with an idempotency key needs the Content-Length header here; it was not carried "
+    "out. Send it again with one."
 )
 _KEY_REUSED = (
     "This key was sent before with another request (method, path, query, content type or body). "

@@ -20,6 +20,7 @@ from dotmac_tasks.http import (
     HttpIdempotency,
     IncompleteBodyError,
     Run,
+    UnknownLengthError,
     ViewOptions,
     principal_scope,
 )
@@ -182,6 +183,8 @@ class _WsgiRequest:
         length = int(declared) if declared.isdecimal() else None
         if length is None and not environ.get("wsgi.input_terminated"):
             # PEP 3333 promises no end of this stream, so nothing of it may be read.
+            if environ.get("HTTP_TRANSFER_ENCODING"):
+                raise UnknownLengthError
             length = 0
         self._spool = spool = Spool(environ["wsgi.input"], length, self.content_type)
         if not spool.is_complete:

@@ -614,6 +614,18 @@ def test_input_without_an_end_is_not_read(manager: BackgroundOperationsManager) 
     assert len(seen) == 1
 
 
+def test_chunked_input_without_an_end_is_refused(manager: BackgroundOperationsManager) -> None:
+    """
+    A body that is there but cannot be read is never taken for an empty one.
+    """
+    middleware = BackgroundOperationsMiddleware(fail, manager)
+    environ = make_environ(CONTENT_LENGTH="", HTTP_TRANSFER_ENCODING="chunked")
+    environ["wsgi.input"] = Unreadable()
+    answer = exchange(middleware, environ)
+    assert (answer.status, answer.problem) == (411, "length-required")
+    assert manager.storage.get_stats().idempotency_keys == 0
+
+
 def test_chunked_input_is_read_where_the_server_ends_it(
     manager: BackgroundOperationsManager,
 ) -> None:

@@ -369,6 +369,21 @@ def test_headers_that_belong_to_the_body_are_replayed(http: HttpIdempotency) -> 
 # Runs
 
 
+def test_long_run_keeps_its_claim(
+    http: HttpIdempotency, manager: BackgroundOperationsManager, clock: FakeClock
+) -> None:
+    """
+    Work that outlasts its lease in a healthy process is not run a second time.
+    """
+    first = run(http)
+    for _ in range(3):
+        clock.advance(20)
+        manager.heartbeat.beat()
+    assert answer(http).status == 202
+    first.finish(200, [], b"done")
+    assert answer(http).body == b"done"
+
+
 @pytest.mark.parametrize(
     "end",
     [
