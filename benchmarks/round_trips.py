@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 
 from benchmarks import site, stacks
 from benchmarks.report import Check, Section
-from dotmac_tasks.idempotency import Claim
+from dotmac_tasks.claims import Claim
 from dotmac_tasks.keys import new_token
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import ClaimRequest

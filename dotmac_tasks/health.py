@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from dotmac_tasks.claims import GuardCounts, IdempotencyGuard
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.heartbeat import Heartbeat
-from dotmac_tasks.idempotency import GuardCounts, IdempotencyGuard
 from dotmac_tasks.models import StorageHealth, StorageStats
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dotmac_tasks.claims import Claim, log_fields
 from dotmac_tasks.config import (
     InProgressAnswer,
     StorageErrorPolicy,
@@ -36,7 +37,6 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.events import StorageUnprotected
 from dotmac_tasks.fingerprint import request_fingerprint
-from dotmac_tasks.idempotency import Claim, log_fields
 from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
 from dotmac_tasks.models import AbandonedPolicy, ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.serialization import (
@@ -50,8 +50,8 @@ from dotmac_tasks.serialization import (
 )
 
 if TYPE_CHECKING:
+    from dotmac_tasks.claims import IdempotencyGuard
     from dotmac_tasks.events import EventDispatcher
-    from dotmac_tasks.idempotency import IdempotencyGuard
 
 __all__ = [
     "PROBLEM_PREFIX",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from dotmac_tasks.claims import IdempotencyGuard, log_fields
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.config import TasksConfig, to_seconds
 from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
@@ -34,12 +35,10 @@ from dotmac_tasks.heartbeat import Heartbeat
 from dotmac_tasks.http import HttpIdempotency
 from dotmac_tasks.idempotency import (
     FunctionKey,
-    IdempotencyGuard,
     IdempotentOperation,
     OperationSettings,
     decorate_function,
     fingerprint_of,
-    log_fields,
 )
 from dotmac_tasks.keys import generate_idempotency_key, key_hash, validate_stored_key
 from dotmac_tasks.locks import DistributedLock
