@@ -104,6 +104,7 @@ def test_json_counts_by_value(left: bytes, right: bytes) -> None:
         (b"[-0.5, 7]", b"[-0.5, 8]"),
         (b"NaN", b"Infinity"),
         (b'{"a":1', b'{"a":1 '),
+        (b'{"a":1} x', b'{"a":1}'),
         (b"\xff", b"\xfe"),
         (b"\xef\xbb\xbf1", b"1"),
         (b"", b" "),
