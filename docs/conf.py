@@ -33,8 +33,8 @@ napoleon_use_ivar = True
 # project are checked, and those must exist.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!dotmac_tasks).*"),
-    # Type variables of signatures.
-    ("py:class", r"dotmac_tasks\S*\.(R|P|_?[A-Z][a-z]+T)"),
+    # Type variables of signatures, and private names.
+    ("py:class", r"dotmac_tasks\S*\.(R|P|[A-Z][a-z]+T|_\w+)"),
     # Made and kept by the manager; explanation/architecture tells what they do.
     ("py:class", r"dotmac_tasks\S*\.(EventDispatcher|Heartbeat|IdempotencyGuard)"),
 ]

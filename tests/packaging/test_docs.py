@@ -1,0 +1,419 @@
+"""
+The documentation says what the code does: tables, names and examples are compared with it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import doctest
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dotmac_tasks
+from dotmac_tasks import errors, events, http, serialization
+from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.models import OperationStatus
+from dotmac_tasks.transitions import OPERATION_TRANSITIONS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+# Pages whose Python blocks are a program when they are put together.
+PROGRAMS = [
+    "how-to/configure.md",
+    "how-to/observe.md",
+    "how-to/use-locks.md",
+    "how-to/write-a-storage.md",
+]
+# Those of them that import Django.
+DJANGO_PROGRAMS = {"how-to/configure.md", "how-to/observe.md"}
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def read_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def read_table(page: str, heading: str) -> list[list[str]]:
+    """
+    Return the rows of all tables of a page whose first column has this heading.
+    """
+    rows: list[list[str]] = []
+    inside = False
+    for line in read(page).splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if not cells:
+            inside = False
+        elif cells[0] == heading:
+            inside = True
+        elif inside and not set(cells[0]) <= {"-", " "}:
+            rows.append(cells)
+    assert rows, f"{page} has no table under {heading!r}"
+    return rows
+
+
+def codes(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def first_codes(page: str, heading: str) -> list[str]:
+    return [codes(row[0])[0] for row in read_table(page, heading)]
+
+
+def show_default(value: object) -> str:
+    if value is None:
+        return "built in"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(list(value))}`"
+    if isinstance(value, str):
+        return f"`{json.dumps(value)}`"
+    return f"`{value:.0f}`" if isinstance(value, float) else f"`{value}`"
+
+
+def test_settings_are_those_of_the_code() -> None:
+    """Each setting is listed once, with its default and its environment variable."""
+    expected = {
+        field.name.upper(): (show_default(field.default), f"DOTMAC_TASKS_{field.name.upper()}")
+        for field in dataclasses.fields(TasksConfig)
+        if field.init
+    }
+    rows = read_table("reference/settings.md", "setting")
+    found = {codes(row[0])[0]: (row[1], codes(row[2])[0]) for row in rows}
+    assert found == expected
+    assert len(rows) == len(expected)
+
+
+def test_errors_are_those_of_the_code() -> None:
+    """Each error is listed with whether it makes sense to try again."""
+    expected = {name: "yes" if getattr(errors, name).retryable else "no" for name in errors.__all__}
+    rows = read_table("reference/errors.md", "error")
+    assert {codes(row[0])[0]: row[2] for row in rows} == expected
+
+
+def test_error_tree_is_that_of_the_code() -> None:
+    """The tree on the page is the one in the module, and holds every class in its place."""
+    (tree,) = read_blocks(read("reference/errors.md"), "text")
+    assert textwrap.indent(tree, "    ") in (errors.__doc__ or "")
+    parents: list[str] = []
+    found = {}
+    for line in tree.splitlines():
+        match = re.match(r"([│├└─ ]*)(\w+)", line)
+        assert match is not None
+        depth = len(match[1]) // 4
+        del parents[depth:]
+        found[match[2]] = parents[-1] if parents else "Exception"
+        parents.append(match[2])
+    assert found == {name: getattr(errors, name).__bases__[0].__name__ for name in errors.__all__}
+
+
+def test_events_are_those_of_the_code() -> None:
+    """Each event is listed with its name, its hook and its fields."""
+    expected = {
+        kind.__name__: (kind.name, kind.hook, [item.name for item in dataclasses.fields(kind)])
+        for kind in events.Event.__subclasses__()
+        if dataclasses.is_dataclass(kind)
+    }
+    found = {
+        codes(row[0])[0]: (codes(row[1])[0], codes(row[2])[0], codes(row[3]))
+        for row in read_table("reference/events.md", "event")
+    }
+    assert found == expected
+
+
+def test_problem_types_are_those_of_the_code() -> None:
+    """Each problem type is listed with its status and its title, and named in the answers."""
+    rows = read_table("reference/http.md", "type")
+    assert {codes(row[0])[0]: (int(row[1]), row[2]) for row in rows} == http._PROBLEMS
+    answers = " ".join(row[1] for row in read_table("reference/http.md", "situation"))
+    assert set(http._PROBLEMS) <= set(codes(answers))
+    assert f"`{http.PROBLEM_PREFIX}`" in read("reference/http.md")
+
+
+def test_statuses_and_headers_are_those_of_the_code() -> None:
+    """What is kept and what is replayed is told completely."""
+    page = read("reference/http.md")
+    (kept,) = re.findall(r"^2xx, 3xx and 4xx are kept, but for (.*)\.$", page, re.MULTILINE)
+    assert {int(status) for status in re.findall(r"\d+", kept)} == http._RELEASING
+    section = page.partition("## Which headers a replay carries")[2].partition("and what")[0]
+    assert {name.lower() for name in codes(section)} == http._REPLAYED
+    assert f"`{http.STORE_HEADER}`" in page
+
+
+def test_view_options_are_those_of_the_code() -> None:
+    """The options of a view are listed where its settings are."""
+    (line,) = re.findall(
+        r"^`@idempotent\(\.\.\.\)` takes (.*)$", read("reference/settings.md"), re.M
+    )
+    assert codes(line) == [field.name for field in dataclasses.fields(http.ViewOptions)]
+
+
+def test_redis_keys_are_those_of_the_code() -> None:
+    """Each pattern of a key is listed as the storage forms it."""
+    pytest.importorskip("redis")
+    storage = dotmac_tasks.RedisStorage("redis://127.0.0.1:1/0")
+    statuses = [status.value.encode() for status in OperationStatus]
+    tenant, *by_status = storage._listings(b"{tenant}")
+    expected = {
+        storage._records + b"{key}",
+        storage._index,
+        storage._fence,
+        storage._locks + b"{name}",
+        storage._operations + b"{id}",
+        storage._operation_index,
+        tenant,
+        *(
+            name.replace(b"status:" + status, b"status:{status}")
+            for name, status in zip(by_status, statuses, strict=True)
+        ),
+    }
+    found = first_codes("reference/redis-layout.md", "key")
+    assert sorted(found) == sorted(name.decode() for name in expected)
+
+
+def test_record_fields_are_those_of_the_scripts() -> None:
+    """Each field that a script reads of a record is listed."""
+    script = ROOT / "dotmac_tasks" / "storage" / "lua" / "record.lua"
+    page = [
+        name for row in read_table("reference/redis-layout.md", "field") for name in codes(row[0])
+    ]
+    used = set(re.findall(r"\b(?:r|record)\.(\w)\b", script.read_text(encoding="utf-8")))
+    assert used <= set(page)
+    kinds = first_codes("reference/redis-layout.md", "first two bytes")
+    assert all(f"    {kind}" in (serialization.__doc__ or "") for kind in kinds)
+    assert len(kinds) == (serialization.__doc__ or "").count("\n    1")
+
+
+def test_documented_redis_user_is_the_tested_one() -> None:
+    """The access rules on the page are those of the storage's docstring, which are tested."""
+    pytest.importorskip("redis")
+    rules = re.search(r"ACL SETUSER(.*?)\n\n", dotmac_tasks.RedisStorage.__doc__ or "", re.DOTALL)
+    assert rules is not None
+    (block,) = [
+        block for block in read_blocks(read("how-to/deploy.md"), "text") if "SETUSER" in block
+    ]
+    assert block.replace("\\", " ").split()[2:] == rules[1].split()
+
+
+def test_checks_are_those_of_the_code() -> None:
+    """Each system check is listed by its id."""
+    pytest.importorskip("django")
+    checks = importlib.import_module("dotmac_tasks_django.checks").CHECKS
+    expected = [f"dotmac_tasks.{name}" for name in checks]
+    assert first_codes("reference/checks.md", "id") == expected
+
+
+def test_commands_are_those_of_the_code() -> None:
+    """Each command is listed with its own options and their defaults."""
+    base = pytest.importorskip("django.core.management.base")
+    folder = ROOT / "dotmac_tasks_django" / "management" / "commands"
+    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    page = read("reference/commands.md")
+    assert re.findall(r"^## manage\.py (\w+)$", page, re.MULTILINE) == names
+    expected = {}
+    for name in names:
+        module = importlib.import_module(f"dotmac_tasks_django.management.commands.{name}")
+        inherited = {
+            action.dest for action in base.BaseCommand().create_parser("manage.py", name)._actions
+        }
+        for action in module.Command().create_parser("manage.py", name)._actions:
+            if action.dest not in inherited:
+                shown = {False: "off", None: "no limit"}.get(action.default)
+                expected[action.option_strings[0]] = shown or f"`{action.default}`"
+    rows = read_table("reference/commands.md", "option")
+    assert {codes(row[0])[0]: row[1] for row in rows} == expected
+
+
+def test_public_names_are_documented() -> None:
+    """Each public name of both packages has its place on the API page."""
+    page = read("reference/api.md")
+    documented = set(re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE))
+    packages = {"dotmac_tasks": dotmac_tasks.__all__}
+    source = (ROOT / "dotmac_tasks_django" / "__init__.py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            packages["dotmac_tasks_django"] = ast.literal_eval(node.value)
+    assert len(packages) == 2
+    wanted = {f"{package}.{name}" for package, names in packages.items() for name in names}
+    assert wanted - documented == set()
+
+
+def test_lifecycle_is_that_of_the_table() -> None:
+    """The arrows between statuses on the page are those of the table, and no others."""
+    blocks = read_blocks(read("explanation/lifecycle.md"), "text")
+    table = {
+        (current.value, following.value)
+        for current, allowed in OPERATION_TRANSITIONS.items()
+        for following in allowed
+    }
+    for block in (blocks[0], blocks[-1]):
+        arrows = re.findall(r"^(\w+) +--.*--> +(\w+)$", block, re.MULTILINE)
+        assert len(arrows) == len(block.splitlines())
+        assert {pair for pair in arrows if "absent" not in pair} == table
+
+
+def test_guarantees_name_tests_that_exist() -> None:
+    """Each test that a guarantee is said to be proved by is there."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read("explanation/guarantees.md"))
+    assert named
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / file).is_file()
+        or not re.search(rf"\bdef {name}\(", (ROOT / file).read_text(encoding="utf-8"))
+    ]
+    assert missing == []
+
+
+def test_layers_are_those_that_are_enforced() -> None:
+    """The layer diagram names the modules in the order that the import rules have."""
+    rules = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (layers,) = re.findall(r"^layers = \[\n(.*?)^\]", rules, re.DOTALL | re.MULTILINE)
+    wanted = [
+        set(re.findall(r"(?<!\()\b[a-z]+\b(?!\))", line)) for line in layers.splitlines() if line
+    ]
+    blocks = read_blocks(read("explanation/architecture.md"), "text")
+    (diagram,) = [block for block in blocks if "L0" in block]
+    # What stands before a layer's number, over as many lines as it takes.
+    layers_drawn = re.split(r"L\d.*\n", diagram.partition("=\n")[2])
+    found = [set(re.findall(r"[a-z]+", drawn)) for drawn in layers_drawn if drawn.strip()]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_are_python(page: str) -> None:
+    """Each Python block of a page can be compiled."""
+    for block in read_blocks(read(page), "python"):
+        compile(block, page, "exec")
+
+
+def write_files(page: str, folder: Path) -> None:
+    """
+    Write the files that a page has its reader write.
+    """
+    for name, block in re.findall(
+        r"into `(\w+\.py)`:\n\n```python\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE
+    ):
+        (folder / name).write_text(block, encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_sessions_are_as_shown(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each interactive session of a page gives what the page shows."""
+    write_files(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "orders", raising=False)
+    namespace: dict[str, Any] = {}
+    for block in read_blocks(read(page), "pycon"):
+        test = doctest.DocTestParser().get_doctest(block, namespace, page, page, 0)
+        report: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        runner.run(test, out=report.append, clear_globs=False)
+        assert report == []
+        namespace = test.globs
+
+
+def run_python(*arguments: str, folder: Path) -> str:
+    """
+    Run Python in a folder with the packages under test, and return what it printed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(dotmac_tasks.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_examples_run(page: str, tmp_path: Path) -> None:
+    """The Python blocks of a page run, one after the other."""
+    if page in DJANGO_PROGRAMS:
+        pytest.importorskip("django")
+    run_python("-c", "\n".join(read_blocks(read(page), "python")), folder=tmp_path)
+
+
+def test_race_of_the_tutorial_has_one_winner(tmp_path: Path) -> None:
+    """The tutorial's three calls at once give one report and two answers that it still runs."""
+    page = "tutorial/1-idempotent-function.md"
+    write_files(page, tmp_path)
+    printed = run_python("race.py", folder=tmp_path)
+    (shown,) = [text for text in read_blocks(read(page), "console") if "still running" in text]
+    assert sorted(printed.splitlines()) == sorted(shown.splitlines()[1:])
+
+
+def readme_blocks() -> dict[str, str]:
+    blocks = read_blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    return {block.splitlines()[0].lstrip("# "): block for block in blocks}
+
+
+def test_plain_example_of_the_readme_runs(tmp_path: Path) -> None:
+    """The example without a framework runs as it stands."""
+    run_python("-c", readme_blocks()["plain.py"], folder=tmp_path)
+
+
+def test_django_example_of_the_readme_runs(tmp_path: Path) -> None:
+    """The example for Django answers a retry from the record and charges once."""
+    pytest.importorskip("django")
+    blocks = readme_blocks()
+    (tmp_path / "payments.py").write_text(
+        "calls = []\ndef charge(order, *, key):\n    calls.append(key)\n    return {'id': 'ch_1'}\n"
+    )
+    (tmp_path / "views.py").write_text(blocks["views.py"])
+    (tmp_path / "urls.py").write_text(
+        "from django.urls import path\nimport views\n"
+        "urlpatterns = [path('orders/', views.place_order)]\n"
+    )
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import django
+        from django.conf import settings
+        project = {{}}
+        exec({blocks["settings.py"]!r}, project)
+        assert project["DOTMAC_TASKS"]["STORAGE"].startswith("redis://")
+        settings.configure(
+            INSTALLED_APPS=project["INSTALLED_APPS"], MIDDLEWARE=project["MIDDLEWARE"],
+            DOTMAC_TASKS={{"STORAGE": "memory://"}}, ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"],
+            DEBUG=True,
+        )
+        django.setup()
+        from django.test import Client
+        import payments
+        def send():
+            return Client().post("/orders/", {{"order": 7}}, "application/json",
+                headers={{"Idempotency-Key": "8e03978e"}})
+        first, retry = send(), send()
+        assert first.status_code == retry.status_code == 201, first.content
+        assert first.content == retry.content
+        assert retry["Idempotent-Replayed"] == "true"
+        assert len(payments.calls) == 1
+        assert Client().post("/orders/", {{}}, "application/json").status_code == 400
+    """
+    run_python("-c", textwrap.dedent(program), folder=tmp_path)
+
+
+def test_readme_names_what_there_is() -> None:
+    """Each make target of the readme is one of the Makefile."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = set(re.findall(r"\bmake (\w+)\b", readme + read("contributing.md")))
+    assert {"demo", "test", "bench", "docs"} <= named
+    assert named - {"sure"} <= set(targets)
