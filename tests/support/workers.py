@@ -4,6 +4,7 @@ Server processes that a test starts, asks, freezes and kills.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -199,10 +200,8 @@ class Worker:
         if process.poll() is None:
             process.send_signal(signal.SIGCONT)
         assert process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
             process.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             process.wait(20.0)
         except subprocess.TimeoutExpired:
