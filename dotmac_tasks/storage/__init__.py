@@ -19,7 +19,14 @@ __all__ = ["MemoryStorage", "RedisStorage", "Storage"]
 
 def __getattr__(name: str) -> Any:
     if name == "RedisStorage":
-        from dotmac_tasks.storage.redis import RedisStorage
-
+        try:
+            from dotmac_tasks.storage.redis import RedisStorage
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "redis":
+                raise
+            raise ImportError(
+                "RedisStorage needs redis-py. Install it with: pip install 'dotmac-tasks[redis]'.",
+                name=name,
+            ) from error
         return RedisStorage
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -153,13 +153,11 @@ def _create_memory(
 
 def _create_redis(url: str, **options: Any) -> Storage:
     try:
-        from dotmac_tasks.storage.redis import RedisStorage
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "redis":
+        from dotmac_tasks.storage import RedisStorage
+    except ImportError as error:
+        if error.name != "RedisStorage":
             raise
-        raise ConfigurationError(
-            _OPTION, "needs redis-py. Install it with: pip install 'dotmac-tasks[redis]'."
-        ) from error
+        raise ConfigurationError(_OPTION, error.msg) from error
     return _construct(RedisStorage, {"redis_url": url, **options})
 
 
