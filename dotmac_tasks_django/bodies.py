@@ -103,13 +103,15 @@ def _parsed_digest(request: HttpRequest) -> bytes:
 def call_on_close(request: Any, callback: Callable[[], None]) -> None:
     """
     Call back when Django closes the request, after its response was sent.
+
+    What was asked for last is called first.
     """
     close = request.close
 
     def close_both() -> None:
         try:
-            close()
-        finally:
             callback()
+        finally:
+            close()
 
     request.close = close_both

@@ -187,7 +187,7 @@ def _run_view(
         end_with_error(run, error)
         raise
     if getattr(response, "is_rendered", True):
-        _after_commit(lambda: end(run, response), request, run)
+        _after_commit(lambda: end(run, request, response), request, run)
     else:
         _end_when_rendered(run, request, response)
     return response
@@ -220,7 +220,7 @@ def _end_when_rendered(run: Run, request: HttpRequest, response: Any) -> None:
         except BaseException as error:
             end_with_error(run, error)
             raise
-        end(run, rendered)
+        end(run, request, rendered)
         return rendered
 
     response.render = render_and_end

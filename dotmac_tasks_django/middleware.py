@@ -56,7 +56,7 @@ class BackgroundOperationsMiddleware:
             raise
         run = find_run(request)
         if run is not None:
-            end(run, response)
+            end(run, request, response)
         return response
 
     def process_view(

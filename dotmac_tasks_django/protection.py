@@ -14,6 +14,7 @@ from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpRe
 from django.http.response import HttpResponseBase
 
 from dotmac_tasks.http import STORE_HEADER, Answer, Run, ViewOptions
+from dotmac_tasks_django.bodies import call_on_close
 from dotmac_tasks_django.requests import DjangoRequest, current_adapter
 
 __all__ = [
@@ -144,9 +145,11 @@ def _to_response(answer: Answer) -> HttpResponse:
     return response
 
 
-def end(run: Run, response: HttpResponseBase) -> None:
+def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
     """
-    Record how a run ended and mark its response; a stream is recorded at its end.
+    Record how a run ended and mark its response.
+
+    A stream is recorded at its end, or when the request is closed.
     """
     try:
         headers = list(response.items())
@@ -155,7 +158,7 @@ def end(run: Run, response: HttpResponseBase) -> None:
             del response[STORE_HEADER]
             headers = list(response.items())
         if response.streaming:
-            _watch(run, cast(StreamingHttpResponse, response))
+            _watch(run, request, cast(StreamingHttpResponse, response))
         else:
             run.finish(response.status_code, headers, cast(HttpResponse, response).content)
         for name, value in run.headers:
@@ -178,82 +181,47 @@ def end_with_error(run: Run, error: BaseException) -> None:
         run.abandon()
 
 
-def _watch(run: Run, response: StreamingHttpResponse) -> None:
+def _watch(run: Run, request: HttpRequest, response: StreamingHttpResponse) -> None:
+    # A stream that is never sent, or not to its end, ends with its request: a client that hung
+    # up, a server that sends the file by itself, a middleware that answers something else.
+    status = response.status_code
+    call_on_close(request, lambda: run.finish_unkept("stream", status))
     # The file stays known, so that a server can still send it by itself.
     file = getattr(response, "file_to_stream", None)
-    watch: Any = _AsyncStream if response.is_async else _Stream
-    response.streaming_content = watch(run, response.status_code, response.streaming_content)
+    watch: Any = _watch_async_chunks if response.is_async else _watch_chunks
+    response.streaming_content = watch(run, status, response.streaming_content)
     if isinstance(response, FileResponse):
         response.file_to_stream = file
 
 
-class _Stream:
+def _watch_chunks(run: Run, status: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """
-    A body that goes out as it comes; its key is never run again once it ended.
-
-    Used by the thread that serves the request.
+    Pass on a body as it comes; its key is never run again once it ended.
     """
-
-    def __init__(self, run: Run, status: int, chunks: Iterator[bytes]) -> None:
-        self._run = run
-        self._status = status
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._chunks)
-        except StopIteration:
-            self.close()
-            raise
-        except BaseException:
-            # It broke in the middle: nobody knows what the work has done by now.
-            self._run.abandon()
-            raise
-
-    def close(self) -> None:
-        """
-        End the run; a client that hung up ends the stream too.
-        """
-        self._run.finish_unkept("stream", self._status)
-
-    # A response that was dropped unsent is not closed by anybody.
-    __del__ = close
+    try:
+        yield from chunks
+    except GeneratorExit:
+        # No storage from here: the garbage collector may be what closes it, in any place.
+        raise
+    except BaseException:
+        # It broke in the middle: nobody knows what the work has done by now.
+        run.abandon()
+        raise
+    run.finish_unkept("stream", status)
 
 
-class _AsyncStream:
+async def _watch_async_chunks(
+    run: Run, status: int, chunks: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
     """
-    The same for an asynchronous body; the storage is written from a thread.
-
-    Used by the task that serves the request.
+    Do the same for an asynchronous body; the storage is written from a thread.
     """
-
-    def __init__(self, run: Run, status: int, chunks: AsyncIterator[bytes]) -> None:
-        self._run = run
-        self._status = status
-        self._chunks = chunks
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._chunks:
-                yield chunk
-        except GeneratorExit:
-            await self._close()
-            raise
-        except BaseException:
-            self._run.abandon()
-            raise
-        await self._close()
-
-    async def _close(self) -> None:
-        await sync_to_async(self.close, thread_sensitive=False)()
-
-    def close(self) -> None:
-        """
-        End the run, as above.
-        """
-        self._run.finish_unkept("stream", self._status)
-
-    __del__ = close
+    try:
+        async for chunk in chunks:
+            yield chunk
+    except GeneratorExit:
+        raise
+    except BaseException:
+        run.abandon()
+        raise
+    await sync_to_async(run.finish_unkept, thread_sensitive=False)("stream", status)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -80,6 +80,28 @@ class ContextMiddleware(ReadPostMiddleware):
         response = self.get_response(request)
         response["X-Seen"] = note.get()
         return response
+
+
+def serve_stream(response: StreamingHttpResponse) -> tuple[HttpRequest, Any]:
+    """
+    Return the request, which nobody closes, and what comes out of the middleware.
+    """
+
+    def view(request: HttpRequest) -> StreamingHttpResponse:
+        middleware.process_view(request, view, (), {})
+        return response
+
+    middleware = BackgroundOperationsMiddleware(view)
+    request = RequestFactory(headers=KEY).post("/", {}, JSON)
+    return request, middleware(request)
+
+
+def answer_something_else(get_response: Any) -> Any:
+    def middleware(request: HttpRequest) -> HttpResponse:
+        get_response(request)
+        return HttpResponse("something else")
+
+    return middleware
 
 
 def with_middleware(*, first: str) -> override_settings:
@@ -420,18 +442,21 @@ class TestStreams:
         body.close()
         assert get_statuses() == [OperationStatus.COMPLETED]
 
-    def test_stream_that_is_dropped_ends_the_run(self) -> None:
-        """A stream that nobody sends or closes leaves no claim behind, and is not run again."""
+    @with_middleware(first="answer_something_else")
+    def test_stream_that_is_dropped_ends_the_run(self, client: Client) -> None:
+        """A stream that another middleware drops unsent leaves no claim, and is not run again."""
+        assert client.post("/stream/", headers=KEY).content == b"something else"
+        assert get_statuses() == [OperationStatus.COMPLETED]
+        assert get_manager().heartbeat.held_count == 0
 
-        def view(request: HttpRequest) -> StreamingHttpResponse:
-            middleware.process_view(request, view, (), {})
-            return StreamingHttpResponse([b"one"])
-
-        middleware = BackgroundOperationsMiddleware(view)
-        response = middleware(RequestFactory(headers=KEY).post("/", {}, JSON))
-        assert get_statuses() == [OperationStatus.IN_PROGRESS]
+    def test_stream_is_not_ended_by_the_garbage_collector(self) -> None:
+        """A stream that is dropped asks nothing of a storage whose lock may be held right then."""
+        request, response = serve_stream(StreamingHttpResponse([b"one", b"two"]))
+        assert next(iter(response)) == b"one"
         del response
         gc.collect()
+        assert get_statuses() == [OperationStatus.IN_PROGRESS]
+        request.close()
         assert get_statuses() == [OperationStatus.COMPLETED]
 
     def test_file_stays_a_file(self, client: Client) -> None:
@@ -942,6 +967,24 @@ class TestAsgi:
         assert get_statuses() == [OperationStatus.IN_PROGRESS]
         assert get_manager().heartbeat.held_count == 0
 
+    def test_async_stream_is_not_ended_by_being_dropped(self) -> None:
+        """Nor does an asynchronous one: the end of its request ends the run."""
+
+        async def run() -> HttpRequest:
+            request, response = serve_stream(StreamingHttpResponse(two_parts()))
+            assert await anext(response._iterator) == b"one"
+            await response._iterator.aclose()
+            return request
+
+        async def two_parts() -> AsyncIterator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        request = asyncio.run(run())
+        assert get_statuses() == [OperationStatus.IN_PROGRESS]
+        request.close()
+        assert get_statuses() == [OperationStatus.COMPLETED]
+
     def test_async_stream_that_is_left(self) -> None:
         """A client that hangs up ends an asynchronous stream, started or not."""
 
@@ -951,8 +994,7 @@ class TestAsgi:
                 parts = response._iterator.__aiter__()
                 assert await anext(parts) == b"one,"
                 await parts.aclose()
-            else:
-                await asyncio.to_thread(response.close)
+            await asyncio.to_thread(response.close)
 
         for start in (True, False):
             with override_tasks_settings():
