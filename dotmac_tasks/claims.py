@@ -10,7 +10,6 @@ A claim goes through these states, and nothing leads out of the last one::
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from typing import NamedTuple
 
@@ -45,6 +44,7 @@ from dotmac_tasks.models import (
     LeaseKind,
     WriteOutcome,
 )
+from dotmac_tasks.retry import POLLING
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
@@ -64,10 +64,6 @@ _OPERATION = LeaseKind.OPERATION
 _OPEN = 0
 _DEFERRED = 1
 _ENDED = 2
-
-# Seconds between two looks of a duplicate that waits: at first, and at most.
-_FIRST_LOOK = 0.02
-_LONGEST_LOOK = 0.5
 
 
 class Claim(HeldClaim):
@@ -326,8 +322,6 @@ class IdempotencyGuard:
         self.config = config
         self.monotonic = clock.monotonic
         self._sleep = clock.sleep
-        # Spreads the looks of those who wait; no secret depends on it.
-        self._random = random.Random().random  # noqa: S311
         self.after_fork()
         reset_after_fork(self)
 
@@ -448,11 +442,10 @@ class IdempotencyGuard:
     def _poll(
         self, request: ClaimRequest, reply: ClaimReply, deadline: float
     ) -> Claim | ClaimReply:
-        pause = _FIRST_LOOK
+        pauses = POLLING.delays()
         doubtful = False
         while (left := deadline - self.monotonic()) > 0:
-            self._sleep(min(left, pause * (0.5 + self._random() / 2)))
-            pause = min(pause * 1.5, _LONGEST_LOOK)
+            self._sleep(min(left, next(pauses)))
             try:
                 latest = self._attempt(request)
             except CorruptRecordError:

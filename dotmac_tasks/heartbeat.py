@@ -20,6 +20,7 @@ from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.errors import CorruptRecordError, StorageError
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.models import Lease, WriteOutcome
+from dotmac_tasks.retry import RetryPolicy
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
@@ -37,9 +38,10 @@ _IDLE_BEATS = 6
 _IDLE_INTERVAL = 10.0
 # Unwritten outcomes that are kept; each may hold a whole response, and memory is finite.
 _MAX_UNWRITTEN = 1000
-# Seconds until the first new attempt to write an outcome, and the most between two.
+# Seconds between two attempts at a storage that fails: at the least, and at the most.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
+_REWRITING = RetryPolicy(base=_FIRST_PAUSE, cap=_LONGEST_PAUSE)
 
 
 class Held(ABC):
@@ -392,9 +394,8 @@ class Heartbeat:
             if unwritten.give_up_at <= give_up_from:
                 self._settle(unwritten.claim, None)
         if failed:
-            pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE)
-            self._resume_at = self._monotonic() + pause
-            self._failures = min(self._failures + 1, 10)
+            self._failures += 1
+            self._resume_at = self._monotonic() + _REWRITING.longest(self._failures)
 
     def _write_outcome(self, unwritten: _Unwritten) -> bool:
         """

@@ -9,7 +9,6 @@ can, by refusing a smaller `fencing_token`.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from types import TracebackType
 from typing import Self
@@ -27,6 +26,7 @@ from dotmac_tasks.events import EventDispatcher, LockAcquired, LockFailed
 from dotmac_tasks.heartbeat import Heartbeat, Held
 from dotmac_tasks.keys import MAX_KEY_LENGTH, key_hash, new_token
 from dotmac_tasks.models import Lease, LeaseKind, LockGrant
+from dotmac_tasks.retry import POLLING
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 _RESERVED_PREFIX = "saga:"
 # This part of the time to live is left as a margin for clocks that run at different speeds.
 _MARGIN = 0.05
-# Seconds between two attempts of a caller that waits: at first, and at most.
-_FIRST_PAUSE = 0.02
-_LONGEST_PAUSE = 0.5
 
 
 class _HeldLock(Held):
@@ -238,7 +235,7 @@ class DistributedLock:
         owner = self._owner or new_token()
         started = self._monotonic()
         deadline = started + self.wait
-        pause = _FIRST_PAUSE
+        pauses = POLLING.delays()
         while True:
             since = self._monotonic()
             grant = self._ask(owner)
@@ -247,9 +244,7 @@ class DistributedLock:
             left = deadline - self._monotonic()
             if left <= 0:
                 self._fail(self._monotonic() - started)
-            # Jitter, so that waiting processes do not ask in step; no secret depends on it.
-            self._sleep(min(left, pause * random.uniform(0.5, 1.0)))  # noqa: S311
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            self._sleep(min(left, next(pauses)))
 
     def _ask(self, owner: str) -> LockGrant | None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-__all__ = ["RetryPolicy"]
+__all__ = ["POLLING", "RetryPolicy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class RetryPolicy:
             attempt: Which attempt failed.
             random: Returns a number from 0 to 1; injected by tests.
         """
-        return random() * self._longest(attempt)
+        return random() * self.longest(attempt)
 
     def delays(self, random: Callable[[], float] = random.random) -> Iterator[float]:
         """
@@ -58,8 +58,17 @@ class RetryPolicy:
         """
         return (self.delay(attempt, random) for attempt in count(1))
 
-    def _longest(self, attempt: int) -> float:
+    def longest(self, attempt: int) -> float:
+        """
+        Return the most that `delay` may be, for one who fails alone and needs no jitter.
+        """
         try:
             return min(self.cap, self.base * self.factor ** (attempt - 1))
         except OverflowError:
             return self.cap if self.base else 0.0
+
+
+POLLING = RetryPolicy(base=0.03, factor=1.5, cap=0.75)
+"""
+When those look again who wait for another executor: soon at first, then more rarely.
+"""
