@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any, ClassVar
 
 import redis
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.exceptions import NoPermissionError
 
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.errors import (
@@ -40,7 +40,7 @@ from dotmac_tasks.models import (
 from dotmac_tasks.storage.base import RESERVED_KEY, Storage
 from dotmac_tasks.storage.breaker import CircuitBreaker
 from dotmac_tasks.storage.lua import Script, load_script
-from dotmac_tasks.storage.redis_connection import Channel, Reply, create_channel
+from dotmac_tasks.storage.redis_connection import Channel, Reply, UnknownScriptError, create_channel
 from dotmac_tasks.typing import Clock
 
 __all__ = ["RedisStorage"]
@@ -508,9 +508,9 @@ class RedisStorage(Storage):
         try:
             command = _pack((b"EVALSHA", script.digest, *parts))
             return self._channel.call(command, about, deadline)
-        except NoScriptError:
+        except UnknownScriptError as error:
             command = _pack((b"EVAL", script.text, *parts))
-            return self._channel.call(command, about, deadline)
+            return self._channel.call(command, about, deadline, sent=error.sent)
 
 
 def _check_positive(**values: float) -> None:

@@ -45,7 +45,7 @@ from dotmac_tasks.storage.breaker import CircuitBreaker
 from dotmac_tasks.storage.deadline import BoundedSocket, connect_tcp, connect_unix
 from dotmac_tasks.storage.pool import NoConnectionFreeError, Pool
 
-__all__ = ["Channel", "create_channel"]
+__all__ = ["Channel", "UnknownScriptError", "create_channel"]
 
 Reply: TypeAlias = Any
 """
@@ -130,14 +130,13 @@ _OURS = {
 }
 
 
-class _BrokenError(Exception):
+class UnknownScriptError(Exception):
     """
-    The server is not reachable or the connection broke; its cause is redis-py's.
-
-    Never leaves this module.
+    The server does not know the script of a command; its cause is redis-py's.
 
     Attributes:
-        sent: Whether the command may have reached the server.
+        sent: Whether an earlier sending may have taken effect, before the server
+            forgot the script.
     """
 
     def __init__(self, *, sent: bool) -> None:
@@ -145,11 +144,37 @@ class _BrokenError(Exception):
         self.sent = sent
 
 
-class _RefusedError(Exception):
+class _FailedError(Exception):
     """
-    The server answered the handshake, with a refusal; its cause is redis-py's.
+    A command got no reply that is one; its cause is redis-py's.
 
     Never leaves this module.
+
+    Attributes:
+        sent: Whether the command may have taken effect, at the first or the last
+            sending.
+    """
+
+    def __init__(self, *, sent: bool = False) -> None:
+        super().__init__()
+        self.sent = sent
+
+
+class _BrokenError(_FailedError):
+    """
+    The server is not reachable or the connection broke.
+    """
+
+
+class _RefusedError(_FailedError):
+    """
+    The server does not let the caller in.
+    """
+
+
+class _AnsweredError(_FailedError):
+    """
+    The server answered with an error; the connection is intact.
     """
 
 
@@ -204,7 +229,7 @@ class Channel:
         """
         return _monotonic() + self._timeout
 
-    def call(self, command: bytes, about: str, deadline: float) -> Reply:
+    def call(self, command: bytes, about: str, deadline: float, *, sent: bool = False) -> Reply:
         """
         Send a packed command and return the reply.
 
@@ -212,46 +237,39 @@ class Channel:
             command: In the protocol's form.
             about: The record that it is about, for errors.
             deadline: When it must have ended; from `get_deadline`.
+            sent: Whether another form of it was sent before and may have taken effect.
 
         Raises:
-            NoScriptError: Redis does not know the script.
+            UnknownScriptError: Redis does not know the script.
             StorageError: As the contract of storages says.
         """
         if not self.breaker.lets_through():
-            raise StorageUnavailableError(
-                _BACKEND, f"{self.target} failed repeatedly, so it is left alone for a moment"
-            )
-        return self.probe(command, about, deadline)
+            reason = f"{self.target} failed repeatedly, so it is left alone for a moment"
+            raise _to_storage_error(reason, sent=sent)
+        return self.probe(command, about, deadline, sent=sent)
 
-    def probe(self, command: bytes, about: str, deadline: float) -> Reply:
+    def probe(self, command: bytes, about: str, deadline: float, *, sent: bool = False) -> Reply:
         """
         Do as `call` does, whatever the breaker says; it learns of the outcome.
         """
         breaker = self.breaker
         try:
             reply = self._exchange(command, deadline)
-        except _BrokenError as error:
-            breaker.record_failure()
-            reason = self._describe(error.__cause__)
-            if error.sent:
-                raise StorageTimeoutError(_BACKEND, reason) from error.__cause__
-            raise StorageUnavailableError(_BACKEND, reason) from error.__cause__
-        except _RefusedError as error:
-            # An answer, if not a welcome one: it came at once, so nobody waits for the next.
+        except _AnsweredError as error:
             breaker.record_success()
+            raise self._translate(error.__cause__, about, sent or error.sent) from error.__cause__
+        except _FailedError as error:
+            if isinstance(error, _RefusedError):
+                # An answer, if not a welcome one: it came at once, so nobody waits for the next.
+                breaker.record_success()
+            else:
+                breaker.record_failure()
             reason = self._describe(error.__cause__)
-            raise StorageUnavailableError(_BACKEND, reason) from error.__cause__
-        except ResponseError as error:
-            breaker.record_success()
-            if isinstance(error, NoScriptError):
-                raise
-            raise self._translate(error, about) from error
+            raise _to_storage_error(reason, sent=sent or error.sent) from error.__cause__
         except NoConnectionFreeError as error:
             breaker.record_nothing()
-            raise StorageUnavailableError(
-                _BACKEND,
-                f"all {self._max_connections} connections were in use; raise max_connections",
-            ) from error
+            reason = f"all {self._max_connections} connections were in use; raise max_connections"
+            raise _to_storage_error(reason, sent=sent) from error
         except BaseException:
             breaker.record_nothing()
             raise
@@ -268,7 +286,7 @@ class Channel:
     def _exchange(self, command: bytes, deadline: float) -> Reply:
         pool = self._pool
         connection = pool.take(deadline)
-        intact = False
+        intact = sent = False
         try:
             if connection is not None:
                 try:
@@ -278,14 +296,17 @@ class Channel:
                 except _BrokenError as error:
                     if isinstance(error.__cause__, redis.TimeoutError):
                         raise
+                    # Whatever comes of the second attempt, the first may have taken effect.
+                    sent = error.sent
                     # It was idle and broke at once, so the others that are idle will have, too.
                     pool.drop_idle()
             connection = self._open(deadline)
             reply = _ask(connection, command, deadline)
             intact = True
             return reply
-        except ResponseError:
-            intact = True
+        except _FailedError as error:
+            intact = isinstance(error, _AnsweredError)
+            error.sent = error.sent or sent
             raise
         finally:
             if intact:
@@ -308,7 +329,7 @@ class Channel:
             connection.disconnect()
             raise _RefusedError from error
         except (RedisError, ValueError) as error:  # ValueError: TLS options that contradict
-            raise _BrokenError(sent=False) from error
+            raise _BrokenError from error
         return connection
 
     def _describe(self, error: BaseException | None) -> str:
@@ -316,15 +337,17 @@ class Channel:
             return f"{self.target} did not answer within {self._timeout:g} s"
         return f"{self.target}: {str(error).rstrip('.')}"
 
-    def _translate(self, error: ResponseError, about: str) -> StorageError:
+    def _translate(self, error: BaseException | None, about: str, sent: bool) -> Exception:
+        if isinstance(error, NoScriptError):
+            return UnknownScriptError(sent=sent)
         text = str(error)
         corrupt = _CORRUPT.search(text)
         if corrupt is not None:
             return CorruptRecordError(_BACKEND, about, corrupt.group(1))
         if "WRONGTYPE" in text:
             return CorruptRecordError(_BACKEND, about, "a value of another type is stored there")
-        if isinstance(error, _REFUSALS) or _REFUSAL.search(text):
-            return StorageUnavailableError(_BACKEND, self._describe(error))
+        if sent or isinstance(error, _REFUSALS) or _REFUSAL.search(text):
+            return _to_storage_error(self._describe(error), sent=sent)
         return StorageError(_BACKEND, f"The redis storage failed: {self._describe(error)}.")
 
 
@@ -403,6 +426,13 @@ _POOL_OPTIONS = (
 )
 
 
+def _to_storage_error(reason: str, *, sent: bool) -> StorageError:
+    """
+    Return the error that says whether something may have been changed.
+    """
+    return (StorageTimeoutError if sent else StorageUnavailableError)(_BACKEND, reason)
+
+
 def _name_target(options: dict[str, Any]) -> str:
     if "path" in options:
         return str(options["path"])
@@ -428,7 +458,7 @@ def _ask(connection: Any, command: bytes, deadline: float) -> Reply:
     redis-py disconnects whenever it cannot tell what comes next.
 
     Raises:
-        ResponseError: The server answered with an error; the connection is intact.
+        _AnsweredError: The server answered with an error; the connection is intact.
         _BrokenError: It is not.
         _RefusedError: It is not, either: the server knows the caller no more.
     """
@@ -437,13 +467,15 @@ def _ask(connection: Any, command: bytes, deadline: float) -> Reply:
         connection.send_packed_command((command,), check_health=False)
     except (redis.ConnectionError, redis.TimeoutError) as error:
         # The server runs no command of which it got only a part.
-        raise _BrokenError(sent=False) from error
+        raise _BrokenError from error
     try:
         return connection.read_response()
     except AuthenticationError as error:
         raise _RefusedError from error
     except BusyLoadingError as error:
-        raise _BrokenError(sent=False) from error
+        raise _BrokenError from error
+    except ResponseError as error:
+        raise _AnsweredError from error
     except (redis.ConnectionError, redis.TimeoutError, InvalidResponse) as error:
         # The one refusal that redis-py takes for a broken connection.
         raise _BrokenError(sent="max number of clients" not in str(error)) from error

@@ -157,6 +157,43 @@ def test_lost_reply_on_a_fresh_connection_is_in_doubt(
     assert claim(storage, owner="b") is ClaimOutcome.IN_PROGRESS
 
 
+REFUSALS_OF_THE_SECOND = {
+    "no connection": None,
+    "no access": b"-NOAUTH Authentication required.\r\n",
+    "read-only": b"-READONLY You can't write against a read only replica.\r\n",
+    "odd": b"-ERR something else\r\n",
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS_OF_THE_SECOND)
+def test_doubt_outlives_a_second_attempt_that_fails(
+    refusal: str, storage: RedisStorage, proxy: RedisProxy
+) -> None:
+    """What the first sending may have done is not denied because the second one was refused."""
+    assert claim(storage, key="warm") is ClaimOutcome.CLAIMED
+    proxy.lose_next_reply()
+    answer = REFUSALS_OF_THE_SECOND[refusal]
+    if answer is None:
+        proxy.refuse()
+    else:
+        proxy.replace_next_reply(answer)
+    with pytest.raises(StorageTimeoutError):
+        claim(storage)
+    proxy.heal()
+    assert claim(storage, owner="b") is ClaimOutcome.IN_PROGRESS
+
+
+def test_doubt_outlives_a_forgotten_script(storage: RedisStorage, proxy: RedisProxy) -> None:
+    """A server that lost its scripts but maybe not the record leaves doubt if it then refuses."""
+    assert claim(storage, key="warm") is ClaimOutcome.CLAIMED
+    proxy.lose_next_reply()
+    proxy.replace_next_reply(b"-NOSCRIPT No matching script.\r\n")
+    proxy.replace_next_reply(b"-OOM command not allowed\r\n")
+    with pytest.raises(StorageTimeoutError):
+        claim(storage)
+    assert claim(storage, owner="b") is ClaimOutcome.IN_PROGRESS
+
+
 def test_command_that_never_arrived_is_sent_again(storage: RedisStorage, proxy: RedisProxy) -> None:
     """A connection that breaks before the command took effect costs nothing but a second one."""
     proxy.drop_next_command()
