@@ -47,9 +47,15 @@ _MAX_DEPTH = 100
 _MAX_PART_HEADERS = 16 * 1024
 _MAX_PARTS = 10_000
 
-_CONTENT_TYPE = re.compile(r"\s*([^\s;]*)[^;]*(.*)", re.DOTALL)
+_VALUE = r'(?:"(?:\\.|[^"\\])*"|[^;\s"]*)'
+_CONTENT_TYPE = re.compile(rf"\s*([^\s;]*)\s*((?:;\s*[^\s=;]+\s*=\s*{_VALUE}\s*)*);?\s*")
+# What nearly every client sends. Of anything else, readers may make different names.
+_PLAIN_VALUE = r'(?:"(?:[^"\\]|\\["\\])*"|[^\s;"=*\\]+)'
+_PLAIN_DISPOSITION = re.compile(rf"form-data; ?name={_PLAIN_VALUE}(?:; ?filename={_PLAIN_VALUE})?")
 _PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:\\.|[^"\\])*"|[^;\s]*)')
 _ESCAPED = re.compile(r'\\(["\\])')
+# Other charsets give the same bytes another value, depending on who reads them.
+_JSON_CHARSETS = frozenset({"", "utf-8", "utf8", "us-ascii"})
 _JSON_SPACE = " \t\n\r"
 # The end is optional: an unterminated string would be tried again from each quote in it.
 _JSON_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
@@ -177,8 +183,8 @@ def request_fingerprint(
     """
     Return the fingerprint of a request: 32 hex digits.
 
-    Of the content type only the media type and the charset count, of the rest every character:
-    neither path nor query is normalised, since applications may tell their spellings apart.
+    Of the content type all but the boundary counts, of the rest every character: neither path nor
+    query is normalised, since applications may tell their spellings apart.
     """
     text = (
         f"{FINGERPRINT_VERSION}:{method}:{len(path)}:{path}{len(query)}:{query}"
@@ -261,20 +267,25 @@ class _ContentType(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _parse_content_type(value: str) -> _ContentType:
-    match = _CONTENT_TYPE.match(value)
-    media = match[1].lower() if match else ""
-    parameters = _parse_parameters(match[2] if match else "")
-    boundary = _to_bytes(parameters.get("boundary", ""))
-    charset = parameters.get("charset", "").lower()
+    match = _CONTENT_TYPE.fullmatch(value)
+    pairs = [] if match is None else _parse_parameters(match[2])
+    parameters = dict(pairs)
+    if match is None or len(parameters) != len(pairs):
+        # Malformed or ambiguous, it counts as it is, and so does its body.
+        return _ContentType("", f"raw:{value}", b"", is_json=False)
+    media = match[1].lower()
+    boundary = _to_bytes(parameters.pop("boundary", ""))
+    charset = parameters["charset"] = parameters.get("charset", "").lower()
     is_json = media == "application/json" or media.endswith("+json")
-    return _ContentType(media, f"{len(media)}:{media};{charset}", boundary, is_json)
+    canonical = f"{len(media)}:{media}{sorted(parameters.items())}"
+    return _ContentType(media, canonical, boundary, is_json and charset in _JSON_CHARSETS)
 
 
-def _parse_parameters(text: str) -> dict[str, str]:
-    return {
-        name.lower(): _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
+def _parse_parameters(text: str) -> list[tuple[str, str]]:
+    return [
+        (name.lower(), _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value)
         for name, value in _PARAMETER.findall(text)
-    }
+    ]
 
 
 def _to_bytes(text: str) -> bytes:
@@ -388,7 +399,8 @@ class _Parts:
         self._digests: list[bytes] = []
 
     def add(self, head: _PartHead, content_digest: bytes) -> None:
-        if head.filename is None and head.name in self._ignored:
+        # With further headers, some reader may find another name there.
+        if head.filename is None and head.name in self._ignored and not head.other_headers:
             return
         group = (head.name, head.filename is None)
         facts = (
@@ -461,37 +473,64 @@ class _Multipart:
     def __init__(self, boundary: bytes, parts: _Parts) -> None:
         self.parts = parts
         self.is_complete = False
-        self._delimiter = b"\r\n--" + boundary
+        self._mark = b"--" + boundary
         # The first delimiter may stand at the very beginning, without a line before it.
         self._buffer = bytearray(b"\r\n")
         self._step = self._skip_preamble
         self._count = 0
         self._head = _PartHead(b"", None, b"", b"")
         self._content = sha256()
-        self._size = 0
 
     def update(self, chunk: bytes) -> None:
-        if not self.is_complete:
-            self._buffer += chunk
-            while self._step():
-                pass
+        self._buffer += chunk
+        while self._step():
+            pass
+
+    def _find_delimiter(self) -> int:
+        """
+        Return where the next delimiter's line break is, or -1.
+
+        Some readers take a boundary for a delimiter wherever it stands, others at the
+        beginning of a line only.
+        """
+        at = self._buffer.find(self._mark)
+        if at < 0:
+            return -1
+        if self._buffer[max(at - 2, 0) : at] != b"\r\n":
+            raise _MalformedError("a boundary stands within a line")
+        return at - 2
+
+    def _take_to_delimiter(self) -> tuple[bytearray, bool]:
+        at = self._find_delimiter()
+        # What could be the beginning of the delimiter waits for the next chunk.
+        end = at if at >= 0 else max(len(self._buffer) - len(self._mark) - 2, 0)
+        taken = self._buffer[:end]
+        del self._buffer[: end if at < 0 else end + 2 + len(self._mark)]
+        return taken, at >= 0
 
     def _skip_preamble(self) -> bool:
-        at = self._buffer.find(self._delimiter)
-        if at < 0:
-            del self._buffer[: -len(self._delimiter)]
-            return False
-        del self._buffer[: at + len(self._delimiter)]
-        self._step = self._read_delimiter_end
-        return True
+        preamble, found = self._take_to_delimiter()
+        if preamble.strip():
+            raise _MalformedError("something precedes the first part")
+        if found:
+            self._step = self._read_delimiter_end
+        return found
+
+    def _skip_epilogue(self) -> bool:
+        # Some readers go on behind the end.
+        if self._buffer.strip():
+            raise _MalformedError("something follows the last part")
+        self._buffer.clear()
+        return False
 
     def _read_delimiter_end(self) -> bool:
         if len(self._buffer) < 2:
             return False
         if self._buffer.startswith(b"--"):
             self.is_complete = True
-            self._buffer.clear()
-            return False
+            del self._buffer[:2]
+            self._step = self._skip_epilogue
+            return True
         end = self._buffer.find(b"\r\n")
         if end < 0:
             if len(self._buffer) > _MAX_PART_HEADERS:
@@ -514,53 +553,40 @@ class _Multipart:
             raise _MalformedError("too many parts")
         self._head = _parse_part_head(bytes(self._buffer[2:end]))
         self._content = sha256()
-        self._size = 0
         del self._buffer[: end + 4]
         self._step = self._read_content
         return True
 
     def _read_content(self) -> bool:
-        at = self._buffer.find(self._delimiter)
-        # What could be the beginning of the delimiter waits for the next chunk.
-        end = at if at >= 0 else len(self._buffer) - len(self._delimiter)
-        if end > 0:
-            self._content.update(self._buffer[:end])
-            self._size += end
-            del self._buffer[:end]
-        if at < 0:
-            return False
-        # A file input that was left empty; frameworks drop it.
-        if self._size or self._head.filename != b"":
+        content, found = self._take_to_delimiter()
+        self._content.update(content)
+        if found:
             self.parts.add(self._head, self._content.digest())
-        del self._buffer[: len(self._delimiter)]
-        self._step = self._read_delimiter_end
-        return True
+            self._step = self._read_delimiter_end
+        return found
 
 
 def _parse_part_head(block: bytes) -> _PartHead:
-    parameters: dict[str, str] = {}
-    content_type = ""
-    others: list[str] = []
+    headers: dict[str, str] = {}
     for line in block.decode("utf-8", "surrogateescape").split("\r\n"):
         name, found, value = line.partition(":")
-        name, value = name.strip().lower(), value.strip()
-        if not found:
-            raise _MalformedError("a part's header has no colon")
-        if name == "content-disposition":
-            parameters = _parse_parameters(value)
-        elif name == "content-type":
-            content_type = value
-        else:
-            others.append(f"{name}:{value}")
+        name = name.lower()
+        if not found or name != name.strip() or name in headers:
+            raise _MalformedError("a part's headers are broken or repeated")
+        headers[name] = value.strip(" \t")
+    content_type = headers.pop("content-type", "")
+    disposition = headers.get("content-disposition", "")
+    if _PLAIN_DISPOSITION.fullmatch(disposition):
+        del headers["content-disposition"]
+    parameters = dict(_parse_parameters(disposition))
     if "name" not in parameters:
         raise _MalformedError("a part has no name")
     filename = parameters.get("filename")
     if "filename*" in parameters:
-        others.append(f"filename*:{parameters['filename*']}")
         filename = filename or "*"
     return _PartHead(
         _to_bytes(parameters["name"]),
         None if filename is None else _to_bytes(filename),
         _to_bytes(content_type),
-        _to_bytes("\n".join(sorted(others))),
+        ascii(sorted(headers.items())).encode() if headers else b"",
     )
