@@ -201,8 +201,9 @@ class Claim(HeldClaim):
             self._state = _ENDED
             self._guard.note_lost(self, "taken_over")
             return False
-        self._state = _DEFERRED
-        self._guard.note_deferred(self)
+        if self._state == _OPEN:
+            self._state = _DEFERRED
+            self._guard.note_deferred(self)
         return True
 
     def _end(self) -> bool:

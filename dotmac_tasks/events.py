@@ -56,7 +56,7 @@ class Event:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationEnqueued(Event):
     """
-    An operation was created or handed on, to be finished later.
+    A background operation was created, or a claimed one handed on, to be finished later.
     """
 
     name: ClassVar[str] = "operation.enqueued"

@@ -12,16 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from dotmac_tasks.claims import IdempotencyGuard, log_fields
+from dotmac_tasks.claims import IdempotencyGuard
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.config import TasksConfig, to_seconds
 from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
-from dotmac_tasks.events import (
-    EventDispatcher,
-    MetricsHooks,
-    OperationCompleted,
-    OperationEnqueued,
-)
+from dotmac_tasks.events import EventDispatcher, MetricsHooks, OperationCompleted
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.health import (
     CleanupReport,
@@ -240,8 +235,6 @@ class BackgroundOperationsManager:
         if record.tenant_id != tenant_id:
             raise KeyReusedError(key)
         self._cleanup.start()
-        if self.events.active and record.status is OperationStatus.PENDING:
-            self.events.emit(OperationEnqueued(**log_fields(request)))
         return show_key(record, self.storage.name)
 
     def check_idempotency(self, key: str, tenant_id: str | None = None) -> IdempotencyKey | None:

@@ -248,10 +248,11 @@ def test_deferred_operation_can_still_be_released(bench: GuardBench) -> None:
 
 
 def test_deferring_again_moves_the_time(bench: GuardBench) -> None:
-    """The last time that was given counts."""
+    """The last time that was given counts, and one event is told."""
     claim = bench.claim()
     assert claim.defer(600)
     assert claim.defer(60)
+    assert len(bench.seen(OperationEnqueued)) == 1
     bench.clock.advance(61)
     assert bench.claim().taken_over
 
