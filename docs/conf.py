@@ -18,6 +18,9 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "dotmac-tasks"
 html_show_sphinx = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 
 # A word in single backticks of a docstring is code.

@@ -84,16 +84,30 @@ def show_default(value: object) -> str:
 
 
 def test_settings_are_those_of_the_code() -> None:
-    """Each setting is listed once, with its default and its environment variable."""
+    """Each setting is listed once, with its default."""
     expected = {
-        field.name.upper(): (show_default(field.default), f"DOTMAC_TASKS_{field.name.upper()}")
+        field.name.upper(): show_default(field.default)
         for field in dataclasses.fields(TasksConfig)
         if field.init
     }
     rows = read_table("reference/settings.md", "setting")
-    found = {codes(row[0])[0]: (row[1], codes(row[2])[0]) for row in rows}
-    assert found == expected
+    assert {codes(row[0])[0]: row[1] for row in rows} == expected
     assert len(rows) == len(expected)
+
+
+def test_settings_are_read_from_the_environment_as_told() -> None:
+    """The environment has each listed name behind the prefix, and the storage another one."""
+    defaults = TasksConfig()
+    for name in first_codes("reference/settings.md", "setting"):
+        value = getattr(defaults, name.lower())
+        value = "shop.find" if value is None else value
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        changed = TasksConfig.from_env({f"DOTMAC_TASKS_{name}": text})
+        assert getattr(changed, name.lower()) == value
+    page = read("reference/settings.md")
+    assert "`DOTMAC_TASKS_LEASE`" in page
+    assert "`REDIS_URL`" in page
+    assert TasksConfig.from_env({"REDIS_URL": "redis://there"}).storage == "redis://there"
 
 
 def test_errors_are_those_of_the_code() -> None:
@@ -127,7 +141,7 @@ def test_events_are_those_of_the_code() -> None:
         if dataclasses.is_dataclass(kind)
     }
     found = {
-        codes(row[0])[0]: (codes(row[1])[0], codes(row[2])[0], codes(row[3]))
+        codes(row[0])[0]: (*codes(row[1]), codes(row[2]))
         for row in read_table("reference/events.md", "event")
     }
     assert found == expected
@@ -290,6 +304,20 @@ def test_layers_are_those_that_are_enforced() -> None:
     layers_drawn = re.split(r"L\d.*\n", diagram.partition("=\n")[2])
     found = [set(re.findall(r"[a-z]+", drawn)) for drawn in layers_drawn if drawn.strip()]
     assert found == wanted
+
+
+def test_messages_worth_an_alert_are_those_of_the_code() -> None:
+    """Each log message that the page names is written somewhere."""
+    texts = {
+        node.value
+        for path in (ROOT / "dotmac_tasks").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    patterns = [re.escape(text).replace("%s", ".+") for text in texts]
+    for row in read_table("how-to/observe.md", "message"):
+        (message,) = codes(row[0])
+        assert any(re.fullmatch(pattern, message) for pattern in patterns), message
 
 
 @pytest.mark.parametrize("page", PAGES)
