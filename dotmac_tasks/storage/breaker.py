@@ -40,7 +40,8 @@ class CircuitBreaker:
         """
         Start anew, as in the child of a fork; nobody else may use it meanwhile.
         """
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finaliser may call the storage right here.
+        self._lock = threading.RLock()
         self._failures = 0
         self._opened_at = 0.0
         self._probing = False

@@ -26,6 +26,7 @@ from dotmac_tasks.errors import (
     StorageUnavailableError,
 )
 from dotmac_tasks.fork import reset_after_fork
+from dotmac_tasks.keys import validate_operation_id
 from dotmac_tasks.models import (
     BackgroundPage,
     BackgroundRecord,
@@ -258,7 +259,8 @@ class MemoryStorage(Storage):
         self._clock = clock or SystemClock()
         self._monotonic = self._clock.monotonic
         # Guards every attribute that `_reset` sets, and all that is reached through them.
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler or a finaliser may call the storage right here.
+        self._lock = threading.RLock()
         self._reset()
         reset_after_fork(self)
 
@@ -281,9 +283,9 @@ class MemoryStorage(Storage):
         """
         Give the child a lock of its own, and a state that is whole.
         """
-        if self._lock.locked():
+        if not self._lock.acquire(blocking=False):
             self._reset()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     # Idempotency records
 
@@ -503,6 +505,7 @@ class MemoryStorage(Storage):
         """
         Write a background operation if its revision is the expected one.
         """
+        validate_operation_id(operation_id)
         with self._lock:
             now = self._monotonic()
             entry = _find_live(self._backgrounds, operation_id, now)

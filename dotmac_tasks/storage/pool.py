@@ -30,7 +30,8 @@ class Pool:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._freed = threading.Condition(threading.Lock())
+        # Reentrant: a signal handler or a finaliser may call the storage right here.
+        self._freed = threading.Condition(threading.RLock())
         self._idle: list[Any] = []
         self._count = 0
         self._closed = False
@@ -43,13 +44,18 @@ class Pool:
             NoConnectionFreeError: All are in use until the deadline.
         """
         with self._freed:
-            while not self._idle:
-                if self._count < self._limit:
-                    self._count += 1
-                    return None
-                if not self._freed.wait(max(0.0, deadline - _monotonic())):
-                    raise NoConnectionFreeError
-            return self._idle.pop()
+            # One that is woken at its deadline still takes what it was woken for: nobody else was.
+            if not self._has_room() and not self._freed.wait_for(
+                self._has_room, max(0.0, deadline - _monotonic())
+            ):
+                raise NoConnectionFreeError
+            if self._idle:
+                return self._idle.pop()
+            self._count += 1
+            return None
+
+    def _has_room(self) -> bool:
+        return bool(self._idle) or self._count < self._limit
 
     def give_back(self, connection: Any) -> None:
         """

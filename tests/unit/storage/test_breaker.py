@@ -24,6 +24,18 @@ def opened(breaker: CircuitBreaker) -> CircuitBreaker:
     return breaker
 
 
+def test_signal_handler_may_use_a_breaker_that_it_interrupts(clock: FakeClock) -> None:
+    """A thread that is stopped inside of the breaker can ask it and tell it, too."""
+
+    class Interrupted(FakeClock):
+        def monotonic(self) -> float:
+            return 0.0 if breaker.state == "closed" else 1.0
+
+    breaker = CircuitBreaker(threshold=2, cooldown=5, clock=Interrupted())
+    run_together(1, breaker.record_failure)
+    assert breaker.state == "closed"
+
+
 def test_breaker_stays_closed_while_failures_are_apart(breaker: CircuitBreaker) -> None:
     """A success between failures starts the count anew."""
     for _ in range(5):

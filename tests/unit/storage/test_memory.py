@@ -8,11 +8,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dotmac_tasks.errors import StorageUnavailableError
-from dotmac_tasks.models import ClaimOutcome, Lease, LeaseKind, OperationStatus
+from dotmac_tasks.models import (
+    ClaimOutcome,
+    ClaimReply,
+    Lease,
+    LeaseKind,
+    LockGrant,
+    OperationStatus,
+)
 from dotmac_tasks.storage import MemoryStorage
 from dotmac_tasks.storage.memory import _SortedNumbers
 from dotmac_tasks.testing import FakeClock
 from support.backends import make_request
+from support.concurrency import run_together
 
 
 @pytest.fixture
@@ -333,6 +341,24 @@ class TestListing:
             numbers.remove(number)
         assert not numbers
         assert list(numbers.below(5000)) == []
+
+
+def test_signal_handler_may_use_a_storage_that_it_interrupts() -> None:
+    """A thread that is stopped inside of a verb can call another one, as a handler may."""
+
+    class Interrupted(FakeClock):
+        def monotonic(self) -> float:
+            if not interrupted:
+                interrupted.append("now")
+                interrupted.append(storage.acquire_lock("l", "a", 30))
+            return super().monotonic()
+
+    interrupted: list[object] = []
+    storage = MemoryStorage(clock=Interrupted())
+    (reply,) = run_together(1, storage.claim_operation, make_request())
+    assert isinstance(reply, ClaimReply)
+    assert reply.outcome is ClaimOutcome.CLAIMED
+    assert interrupted == ["now", LockGrant(1)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

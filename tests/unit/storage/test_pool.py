@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dotmac_tasks.storage.pool import NoConnectionFreeError, Pool
-from support.concurrency import wait_until
+from support.concurrency import run_together, wait_until
 
 
 class Connection:
@@ -50,6 +50,32 @@ def test_pool_has_a_limit() -> None:
         pool.take(time.monotonic() - 1)
     pool.forget()
     assert pool.take(soon()) is None
+
+
+def test_connection_freed_at_the_deadline_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that runs out in the instant in which one is given back ends with that one."""
+    pool, connection = Pool(1), Connection()
+    pool.take(soon())
+
+    def free_too_late(_timeout: float) -> bool:
+        pool.give_back(connection)
+        return False
+
+    monkeypatch.setattr(pool._freed, "wait", free_too_late)
+    assert pool.take(soon()) is connection
+
+
+def test_signal_handler_may_use_a_pool_that_it_interrupts() -> None:
+    """A thread that is stopped inside of the pool can take and give back there, too."""
+    pool = Pool(1)
+
+    def interrupt() -> None:
+        with pool._freed:
+            assert pool.take(soon()) is None
+            pool.give_back(Connection())
+            pool.drop_idle()
+
+    assert run_together(1, interrupt) == [None]
 
 
 @pytest.mark.parametrize("close", [False, True])
