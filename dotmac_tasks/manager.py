@@ -633,7 +633,8 @@ class _CleanupThread:
         """
         Forget the parent's thread.
         """
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may stop the manager right here.
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
 

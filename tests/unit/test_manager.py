@@ -156,6 +156,18 @@ def test_cleanup_thread_ends_with_its_manager() -> None:
     wait_until(lambda: cleanup_threads() == [])
 
 
+def test_signal_handler_may_stop_a_manager_that_is_starting() -> None:
+    """A handler that interrupts the start of the cleanup thread does not wait for itself."""
+    manager = BackgroundOperationsManager().start()
+
+    def interrupt() -> None:
+        with manager._cleanup._lock:
+            manager.stop()
+
+    assert run_together(1, interrupt) == [None]
+    assert cleanup_threads() == []
+
+
 def test_cleanup_thread_that_cannot_start_does_not_hurt(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
