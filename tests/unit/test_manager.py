@@ -24,7 +24,7 @@ from dotmac_tasks.manager import CLEANUP_THREAD_NAME, BackgroundOperationsManage
 from dotmac_tasks.models import ClaimRequest, OperationStatus
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.testing import EventRecorder, FakeClock
-from support.concurrency import Counter
+from support.concurrency import Counter, run_together
 from support.faulty import FaultyStorage
 
 
