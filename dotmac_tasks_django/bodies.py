@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
+from django.utils.datastructures import ImmutableList
 
 from dotmac_tasks.fingerprint import FilePart, Spool, body_digest, parts_digest, stream_digest
 from dotmac_tasks.http import IncompleteBodyError
@@ -85,13 +86,15 @@ def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
 
 
 def _parsed_digest(request: HttpRequest) -> bytes:
+    # Django makes the handlers immutable when it parses a form, which may have been empty.
+    is_parsed = isinstance(request.upload_handlers, ImmutableList)
     files = [
         FilePart(name, file.name or "", file.content_type or "", file)
         for name, uploaded in request.FILES.lists()
         for file in uploaded
     ]
     fields = [(name, value) for name, values in request.POST.lists() for value in values]
-    if not fields and not files:
+    if not is_parsed:
         raise ImproperlyConfigured(
             "Something before BackgroundOperationsMiddleware has read the request's stream, so "
             "that nothing is left to tell this request from another. Let it use request.body, or "

@@ -6,7 +6,9 @@ Both translate only: what happens to a request is decided in `dotmac_tasks.http`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
@@ -47,6 +49,8 @@ _RUN = "dotmac_tasks_run"
 _STORE = STORE_HEADER.lower()
 _IS_EXEMPT = "dotmac_tasks_exempt"
 _ANSWER = "dotmac_tasks_answer"
+# Where `api_view` makes a class whose methods hide the function that it decorates.
+_API_VIEW = "rest_framework.decorators"
 
 
 def set_options(view: Any, options: ViewOptions | Exempt) -> None:
@@ -60,6 +64,8 @@ def find_options(view: Any, method: str = "") -> ViewOptions | Exempt | None:
     """
     Return what was attached to a view; for a class, its method's come first.
     """
+    while isinstance(view, partial):
+        view = view.func
     # `view_class` is Django's, `cls` and `actions` are the REST framework's.
     owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
     if owner is not None:
@@ -77,6 +83,8 @@ def find_method_options(
     """
     verb = method.lower()
     handler = getattr(owner, (actions or {}).get(verb, verb), None)
+    if getattr(handler, "__module__", "") == _API_VIEW:
+        handler = inspect.getclosurevars(handler).nonlocals.get("func")
     return getattr(handler, _OPTIONS, None)
 
 

@@ -110,8 +110,8 @@ class DjangoRequest:
         if adapter.tenant is None:
             tenant = find_tenant_id(self._request, self._view_kwargs)
         else:
-            tenant = adapter.tenant(self._request)
-        user = adapter.principal(self._request)
+            tenant = _to_id(adapter.tenant(self._request), "TENANT")
+        user = _to_id(adapter.principal(self._request), "PRINCIPAL")
         # Credentials count only where nobody resolved them.
         credentials = None if user else _join_credentials(adapter, meta)
         return tenant or "default", principal_scope(user, credentials)
@@ -142,19 +142,28 @@ def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | N
         view_kwargs.get("tenant_id"),
     ):
         if candidate is not None:
-            return _as_id(candidate)
+            found = _to_id(candidate, "TENANT")
+            if found is None:
+                raise _without_id(candidate, "TENANT")
+            return found
     return None
 
 
-def _as_id(candidate: Any) -> str:
+def _to_id(candidate: Any, setting: str) -> str | None:
     # Only what is the same in every process may become part of a key.
     value = getattr(candidate, "pk", candidate)
+    if value is None:
+        return None  # an anonymous user, too
     if not isinstance(value, str | int | UUID):
-        raise ImproperlyConfigured(
-            f"The {type(candidate).__name__} on the request has no id that could stand for a "
-            "tenant. Set DOTMAC_TASKS['TENANT'] to a function that returns one."
-        )
+        raise _without_id(candidate, setting)
     return str(value)
+
+
+def _without_id(candidate: Any, setting: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"A {type(candidate).__name__} has no id that could become part of a key. "
+        f"Set DOTMAC_TASKS['{setting}'] to a function that returns one as text."
+    )
 
 
 def find_user_id(request: HttpRequest) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -197,6 +198,30 @@ class TestOptions:
         view.actions = {"post": "create"}  # type: ignore[attr-defined]
         assert find_options(view, "POST") == ViewOptions(ttl=60)
         assert find_options(view, "PATCH") is None
+
+    def test_options_of_a_partial(self) -> None:
+        """A view with some arguments filled in keeps its options."""
+        view = partial(partial(idempotent(ttl=60)(lambda request, a, b: None), a=1), b=2)
+        assert find_options(view, "POST") == ViewOptions(ttl=60)
+
+    def test_options_below_api_view(self) -> None:
+        """The REST framework's `api_view` hides the function that it decorates; it is found."""
+
+        def api_view(func: Any) -> Any:
+            def handler(self: Any, *args: Any) -> Any:
+                return func(*args)
+
+            handler.__module__ = "rest_framework.decorators"
+
+            def view(request: HttpRequest) -> None:
+                raise AssertionError
+
+            view.cls = type("WrappedAPIView", (), {"post": handler})  # type: ignore[attr-defined]
+            return view
+
+        decorated = idempotent(ttl=60)(lambda request: None)
+        assert find_options(api_view(decorated), "POST") == ViewOptions(ttl=60)
+        assert find_options(api_view(lambda request: None), "POST") is None
 
     def test_undecorated_view_has_none(self) -> None:
         """A plain view has no options."""

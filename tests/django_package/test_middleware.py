@@ -648,6 +648,16 @@ class TestForms:
         assert send(small, large[:-1] + b"c").status_code == 422
         assert send(b"c" * 20, large).status_code == 422
 
+    def test_empty_form_is_a_form(self, csrf_client: Client) -> None:
+        """A form without fields, parsed by the CSRF check, is protected like any other."""
+        csrf_client.get("/page/")
+        token = csrf_client.cookies["csrftoken"].value
+        first, again = (
+            csrf_client.post("/form/", headers={**KEY, "X-CSRFToken": token}) for _ in range(2)
+        )
+        assert first.json()["posted"] == {}
+        assert again["X-Cache-Hit"] == "true"
+
     def test_parsed_and_unread_form_are_one_request(self, client: Client) -> None:
         """A middleware that starts to parse forms does not turn retries into other requests."""
         data = {"amount": "1", "file": SimpleUploadedFile("a.txt", b"data", "text/plain")}
@@ -738,6 +748,23 @@ class TestScope:
             ]
         assert numbers == [1, 2, 1, 3]
 
+    @pytest.mark.parametrize("name", ["tenant", "principal"])
+    def test_what_resolvers_return_is_an_id(self, client: Client, name: str) -> None:
+        """0 and objects with a primary key are ids of their own; other objects are refused."""
+        found = iter([None, 0, User(pk=5), 5, object()])
+        with override_tasks_settings(**{name: lambda request: next(found)}):
+            numbers = [client.post("/pay/", headers=KEY).json()["number"] for _ in range(4)]
+            assert numbers == [1, 2, 3, 3]
+            with pytest.raises(ImproperlyConfigured, match=name.upper()):
+                Client().post("/pay/", headers=KEY)
+
+    def test_anonymous_user_is_no_principal(self, client: Client) -> None:
+        """A PRINCIPAL that returns an anonymous user does not merge the bearers."""
+        with override_tasks_settings(principal=lambda request: request.user):
+            for token in ("a", "b"):
+                client.post("/pay/", headers={**KEY, "Authorization": f"Bearer {token}"})
+        assert get_calls("pay") == 2
+
     def test_tenant_in_the_url(self, client: Client) -> None:
         """A `tenant_id` in the URL separates keys."""
         for path in ("/pay/a/", "/pay/b/"):
@@ -753,9 +780,10 @@ class TestScope:
         assert find_tenant_id(request, {"tenant_id": 7}) == "acme"
         request.tenant = SimpleLazyObject(lambda: User(pk=5))  # type: ignore[attr-defined]
         assert find_tenant_id(request, {}) == "5"
-        request.tenant = object()  # type: ignore[attr-defined]
-        with pytest.raises(ImproperlyConfigured, match="TENANT"):
-            find_tenant_id(request, {})
+        for stranger in (object(), User()):
+            request.tenant = stranger  # type: ignore[attr-defined]
+            with pytest.raises(ImproperlyConfigured, match="TENANT"):
+                find_tenant_id(request, {})
 
 
 @pytest.mark.django_db
