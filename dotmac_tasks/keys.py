@@ -26,12 +26,14 @@ from dotmac_tasks.serialization import MAX_DEPTH, Path, format_path
 
 __all__ = [
     "MAX_KEY_LENGTH",
+    "RESERVED_KEY",
     "canonical_json",
     "generate_idempotency_key",
     "http_storage_key",
     "key_hash",
     "new_token",
     "parse_key_header",
+    "validate_operation_id",
     "validate_stored_key",
 ]
 
@@ -40,7 +42,11 @@ MAX_KEY_LENGTH = 255
 Most characters that a key may have.
 """
 
-_RESERVED_KEY = "index"
+RESERVED_KEY = "index"
+"""
+The one stored key that no operation may have: it would name the index.
+"""
+
 _MAX_HEADER_LENGTH = 4096
 
 # Printable ASCII without comma and quote, not blank at either end: nearly every key there is.
@@ -136,8 +142,19 @@ def validate_stored_key(key: str) -> None:
         raise InvalidKeyError(key, f"it is longer than {MAX_KEY_LENGTH} characters. Shorten it.")
     if _UNSTORABLE.search(key):
         raise InvalidKeyError(key, "it holds a control character. Remove it.")
-    if key == _RESERVED_KEY:
+    if key == RESERVED_KEY:
         raise InvalidKeyError(key, "the name is reserved. Choose another one.")
+
+
+def validate_operation_id(operation_id: str) -> None:
+    """
+    Check that a storage can tell a background operation's id from the names of its indexes.
+
+    Raises:
+        InvalidKeyError: It is empty or holds a colon.
+    """
+    if not operation_id or ":" in operation_id:
+        raise InvalidKeyError(operation_id, "the id of an operation is not empty and has no colon.")
 
 
 def new_token() -> str:

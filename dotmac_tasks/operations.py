@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import (
     CorruptRecordError,
-    InvalidKeyError,
     OperationNotFoundError,
     StaleRecordError,
     StorageError,
@@ -50,8 +49,6 @@ logger = logging.getLogger(__name__)
 # Attempts to change a record that others change as well; each loss means that somebody won.
 _ATTEMPTS = 10
 _VERSION = 1
-# Stored names of indexes hold one, so that no operation can be named like an index.
-_SEPARATOR = ":"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -113,8 +110,6 @@ class BackgroundOperations:
         """
         operation_id = new_token() if operation_id is None else operation_id
         validate_stored_key(operation_id)
-        if _SEPARATOR in operation_id:
-            raise InvalidKeyError(operation_id, "the id of an operation holds no colon. Remove it.")
         if idempotency_key is not None:
             validate_stored_key(idempotency_key)
         facts = _Facts(operation_type, user_id, idempotency_key, dict(parameters or {}))
@@ -227,9 +222,6 @@ class BackgroundOperations:
         return OperationPage(operations, page.cursor)
 
     def _find(self, operation_id: str, tenant_id: str | None) -> BackgroundRecord:
-        # An id that cannot be stored may come from a URL, and is simply not there.
-        if _SEPARATOR in operation_id:
-            raise OperationNotFoundError(operation_id)
         record = self._storage.find_background(operation_id)
         if record is None or (tenant_id is not None and record.tenant_id != tenant_id):
             raise OperationNotFoundError(operation_id)

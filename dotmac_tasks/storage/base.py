@@ -17,6 +17,8 @@ Rules for all verbs:
   format; it is left as it is. No exception of a driver escapes.
 * A call ends within the storage's timeout, everything included.
 * Payloads and data are opaque bytes and come back unchanged.
+* Whatever is stored for long carries a version of its format.
+* A stored key is never `keys.RESERVED_KEY`; callers see to that.
 """
 
 from __future__ import annotations
@@ -41,17 +43,7 @@ from dotmac_tasks.models import (
     WriteOutcome,
 )
 
-__all__ = ["FORMAT_VERSION", "RESERVED_KEY", "Storage"]
-
-FORMAT_VERSION = 1
-"""
-Version that is written into every stored record.
-"""
-
-RESERVED_KEY = "index"
-"""
-The one stored key that no operation may have: it would name the index.
-"""
+__all__ = ["Storage"]
 
 
 class Storage(ABC):
@@ -79,10 +71,14 @@ class Storage(ABC):
 
         Absent or expired: the record is created, in progress, and the answer is
         CLAIMED. Pending: claimed, keeping its creation time. In progress under
-        the same owner: the same answer as the first time. In progress with a
-        lease that is over: TAKEN_OVER, or UNRESOLVED where the stored policy is
-        ``refuse``. In progress with a live lease: IN_PROGRESS with the seconds
-        that remain. Finished: FINISHED with the outcome.
+        the same owner: the same answer as the first time, and the lease starts
+        anew, unless the claim is deferred. In progress with a lease that is over:
+        TAKEN_OVER, or UNRESOLVED where the stored policy is ``refuse``. In
+        progress with a live lease: IN_PROGRESS with the seconds that remain.
+        Finished: FINISHED with the outcome.
+
+        A takeover or the claim of a pending record leaves the record its user and
+        its type, and gives it the request's `ttl` and `on_abandoned`.
 
         Checked before all of that but absence: another tenant's record answers
         FOREIGN, another fingerprint MISMATCH; both show nothing of the record.
@@ -244,12 +240,16 @@ class Storage(ABC):
         """
         Write a background operation if its revision is the expected one.
 
+        An id is not empty and holds no colon, since names of indexes may hold one;
+        `keys.validate_operation_id` says so. No other id is ever found.
+
         Atomic: the check and the write of the record and its index entries. An
         expected revision of 0 means that it must be absent. With `retention` it
         expires so many seconds from now, without it stays. Sent again with the
         same `request_id`: answers as the first time.
 
         Raises:
+            InvalidKeyError: The id cannot be one.
             StaleRecordError: The revision is another one, the record is absent
                 where it should be there, or it belongs to another tenant.
             StorageError: As the module's rules say.

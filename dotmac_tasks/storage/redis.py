@@ -20,6 +20,7 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
+from dotmac_tasks.keys import RESERVED_KEY, validate_operation_id
 from dotmac_tasks.models import (
     BackgroundPage,
     BackgroundRecord,
@@ -37,7 +38,7 @@ from dotmac_tasks.models import (
     StoredOperation,
     WriteOutcome,
 )
-from dotmac_tasks.storage.base import RESERVED_KEY, Storage
+from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.breaker import CircuitBreaker
 from dotmac_tasks.storage.lua import Script, load_script
 from dotmac_tasks.storage.redis_connection import Channel, Reply, UnknownScriptError, create_channel
@@ -311,13 +312,8 @@ class RedisStorage(Storage):
     ) -> BackgroundRecord:
         """
         Write a background operation if its revision is the expected one.
-
-        Raises:
-            InvalidKeyError: The id is empty or holds a colon.
-            StorageError: As the contract says.
         """
-        if not operation_id or ":" in operation_id:
-            raise InvalidKeyError(operation_id, "an operation's id is not empty and has no colon.")
+        validate_operation_id(operation_id)
         name, tenant = _encode(operation_id), _encode(tenant_id)
         reply = self._run(
             _SAVE_BACKGROUND,
@@ -342,7 +338,9 @@ class RedisStorage(Storage):
         """
         Return the background operation, or None where absent or expired.
         """
-        if not operation_id or ":" in operation_id:
+        try:
+            validate_operation_id(operation_id)
+        except InvalidKeyError:
             return None
         keys = (self._operations + _encode(operation_id),)
         (reply,) = self._run(_FIND_BACKGROUND, keys, (), operation_id)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dotmac_tasks.errors import StaleRecordError
+from dotmac_tasks.errors import InvalidKeyError, StaleRecordError
 from dotmac_tasks.models import BackgroundRecord, OperationStatus
 from dotmac_tasks.storage import Storage
 from support.backends import Backend, make_request
@@ -159,6 +159,16 @@ class TestSave:
         assert (record.revision, record.tenant_id) == (1, "other")
         assert list_ids(storage) == []
         assert list_ids(storage, tenant="other") == ["op"]
+
+    @pytest.mark.parametrize("operation_id", ["", ":", "tenant:x", "status:pending:x"])
+    def test_id_that_could_name_an_index_is_refused(
+        self, storage: Storage, operation_id: str
+    ) -> None:
+        """An operation's id is not empty and has no colon; such a one is never found, either."""
+        save(storage, "x", tenant="x")
+        with pytest.raises(InvalidKeyError):
+            save(storage, operation_id)
+        assert storage.find_background(operation_id) is None
 
     def test_operation_and_key_of_one_name_are_apart(self, storage: Storage) -> None:
         """An operation and an idempotency key of the same name do not see each other."""

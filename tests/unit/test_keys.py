@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from dotmac_tasks.errors import InvalidKeyError, SerializationError
 from dotmac_tasks.keys import (
     MAX_KEY_LENGTH,
+    RESERVED_KEY,
     canonical_json,
     generate_idempotency_key,
     http_storage_key,
@@ -27,7 +28,6 @@ from dotmac_tasks.keys import (
     parse_key_header,
     validate_stored_key,
 )
-from dotmac_tasks.storage.base import RESERVED_KEY
 
 NAIVE = datetime.fromisoformat("2026-01-02")
 PLUS_ONE = timezone(timedelta(hours=1))

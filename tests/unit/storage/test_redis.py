@@ -301,14 +301,6 @@ def test_key_of_the_index_is_refused(storage: RedisStorage) -> None:
             verb()
 
 
-@pytest.mark.parametrize("operation_id", ["", "tenant:x"])
-def test_id_that_could_name_an_index_is_refused(storage: RedisStorage, operation_id: str) -> None:
-    """An operation's id is not empty and has no colon; such a one is never found, either."""
-    with pytest.raises(InvalidKeyError):
-        save(storage, operation_id)
-    assert storage.find_background(operation_id) is None
-
-
 def test_tenant_with_colons_shares_no_listing(storage: RedisStorage) -> None:
     """Tenants whose names look like parts of keys see their own operations only."""
     save(storage, "one", tenant="a")
