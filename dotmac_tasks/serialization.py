@@ -3,10 +3,10 @@ The form in which outcomes are stored: bytes with a version and a kind in front.
 
 ::
 
-    1j<JSON>                                a result
-    1h[status,[[name,value],...]]\n<body>   a response, its body byte for byte
-    1t<reason>                              a response that could not be kept
-    1e<text>                                a recorded failure
+    1j<JSON>                                  a result
+    1h<status>\n<name>: <value>\n...\n<body>   a response, its body byte for byte
+    1t<reason>                                a response that could not be kept
+    1e<text>                                  a recorded failure
 
 A result is only accepted if decoding gives back an equal value of the same
 types, so that a replay returns what the first call returned.
@@ -104,7 +104,6 @@ Outcome: TypeAlias = JsonOutcome | HttpOutcome | Tombstone | ErrorOutcome
 _encode_json = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
-_encode_ascii = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_result(value: Any) -> bytes:
@@ -125,9 +124,17 @@ def encode_result(value: Any) -> bytes:
 def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
     """
     Encode a response.
+
+    Raises:
+        ValueError: A header is none of HTTP: a colon in its name, or a line feed anywhere.
     """
-    # JSON holds no raw line feed, so that the first one ends the head.
-    return b"1h%b\n%b" % (_encode_ascii([status, headers]).encode("ascii"), body)
+    head = f"1h{status}\n"
+    for name, value in headers:
+        if ":" in name or "\n" in name or "\n" in value:
+            raise ValueError(f"the header {name!r} cannot be kept on a line of its own")
+        head += f"{name}: {value}\n"
+    # No header is an empty line, so that the first one ends the head.
+    return b"%b\n%b" % (head.encode("utf-8", "surrogatepass"), body)
 
 
 def encode_tombstone(reason: str) -> bytes:
@@ -154,11 +161,7 @@ def decode_payload(payload: bytes) -> Outcome:
     kind = payload[:2]
     try:
         if kind == b"1h":
-            head, found, body = payload[2:].partition(b"\n")
-            status, headers = json.loads(head)
-            if not found or type(status) is not int:
-                raise ValueError("the stored response has no proper head")
-            return HttpOutcome(status, [(str(name), str(text)) for name, text in headers], body)
+            return _decode_response(payload)
         if kind == b"1j":
             return JsonOutcome(json.loads(payload[2:]))
         if kind == b"1t":
@@ -168,6 +171,18 @@ def decode_payload(payload: bytes) -> Outcome:
     except (TypeError, RecursionError) as error:
         raise ValueError(f"the stored outcome is damaged: {error}") from error
     raise ValueError(f"the stored outcome is of the unknown kind {kind!r}")
+
+
+def _decode_response(payload: bytes) -> HttpOutcome:
+    end = payload.index(b"\n\n")
+    status, *lines = payload[2:end].decode("utf-8", "surrogatepass").split("\n")
+    headers = []
+    for line in lines:
+        name, found, value = line.partition(": ")
+        if not found:
+            raise ValueError("a line of the stored response is no header")
+        headers.append((name, value))
+    return HttpOutcome(int(status), headers, payload[end + 2 :])
 
 
 def format_path(path: Path) -> str:
