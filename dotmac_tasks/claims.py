@@ -14,7 +14,7 @@ import threading
 from typing import NamedTuple
 
 from dotmac_tasks.clock import SystemClock
-from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.config import TasksConfig, to_seconds
 from dotmac_tasks.errors import (
     ConfigurationError,
     CorruptRecordError,
@@ -186,11 +186,10 @@ class Claim(HeldClaim):
             True if it is written; False if the claim was lost.
 
         Raises:
-            ConfigurationError: The time is not positive.
+            ConfigurationError: It is no finite positive time.
             StorageError: It is not known to be written; the lease decides.
         """
-        if not seconds > 0:
-            raise ConfigurationError("timeout", "must be over 0 seconds.", value=seconds)
+        seconds = to_seconds("timeout", seconds)
         if self._state == _ENDED:
             return False
         self._guard.heartbeat.drop(self)
@@ -246,7 +245,6 @@ class Claim(HeldClaim):
         """
         Report what became of the outcome; None where it was given up.
         """
-        self._payload = b""
         if outcome is _DONE:
             self._guard.note_completed(self, failed=self._failed)
         elif outcome is None:

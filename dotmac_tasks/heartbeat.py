@@ -422,6 +422,8 @@ class Heartbeat:
 
     def _settle(self, claim: HeldClaim, outcome: WriteOutcome | None) -> None:
         with self._lock:
-            self._unwritten.pop(claim.lease.owner, None)
+            waited = self._unwritten.pop(claim.lease.owner, None) is not None
             self._held.pop(claim.lease.owner, None)
-        claim.on_settled(outcome)
+        # A stop that did not wait for the thread settles beside it.
+        if waited:
+            claim.on_settled(outcome)

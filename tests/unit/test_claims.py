@@ -208,6 +208,29 @@ def test_outcome_that_is_never_written_is_reported(bench: GuardBench) -> None:
     assert [event.reason for event in bench.seen(ClaimLost)] == ["unwritten"]
 
 
+def test_outcome_given_up_beside_its_writing_is_written_as_it_is(bench: GuardBench) -> None:
+    """A stop that gives up what the thread goes on to write spoils nothing of it."""
+    for key in ("first", "second"):
+        claim = bench.claim(key)
+        bench.storage.refuse("complete_operation")
+        assert claim.complete(b"1j1")
+
+    def stop_meanwhile(verb: str) -> None:
+        if verb == "complete_operation":
+            bench.storage.before = lambda _: None
+            bench.storage.refuse("complete_operation")
+            bench.heartbeat._thread = None
+            bench.heartbeat.stop(0)
+
+    bench.storage.before = stop_meanwhile
+    bench.clock.advance(1)
+    bench.heartbeat.beat()
+    assert bench.heartbeat.unwritten_count == 0
+    assert bench.record("first").payload == bench.record("second").payload == b"1j1"
+    assert len(bench.seen(ClaimLost)) == 2
+    assert bench.seen(OperationCompleted) == []
+
+
 def test_outcome_beyond_the_bound_is_reported(
     bench: GuardBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,11 +299,11 @@ def test_deferring_beside_a_dead_storage_raises(bench: GuardBench) -> None:
     assert claim.release()
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e300])
 def test_deferring_for_no_time_is_refused(bench: GuardBench, seconds: float) -> None:
-    """The time for the worker is positive; the claim stays as it is."""
+    """The time for the worker is positive and finite; the claim stays as it is."""
     claim = bench.claim()
-    with pytest.raises(ConfigurationError, match="timeout"):
+    with pytest.raises(ConfigurationError, match="TIMEOUT"):
         claim.defer(seconds)
     assert bench.heartbeat.held_count == 1
 
