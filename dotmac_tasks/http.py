@@ -148,6 +148,9 @@ _LONGEST_RETRY_AFTER = 5
 # In front of a resolved user in a scope, so that no user is called like a digest.
 _USER = "user:"
 
+# Far more than a project has views with options.
+_MOST_RESOLVED = 1_000
+
 # A directive cannot keep a response longer than a setting could: a hundred years.
 _LONGEST_KEPT = 100 * 365 * 86_400
 
@@ -220,7 +223,7 @@ class IncompleteBodyError(Exception):
 
 class UnknownLengthError(Exception):
     """
-    Nobody says where the body ends, so it cannot be read; raised by `HttpRequest.body_digest`.
+    Nobody says clearly where the body ends; raised by `HttpRequest.body_digest`.
 
     Immutable. Taken for empty, it would be the same as any other body.
     """
@@ -412,6 +415,9 @@ class HttpIdempotency:
         # The options object is kept beside its policy, so that its id stays taken.
         known = self._resolved.get(id(options))
         if known is None:
+            if len(self._resolved) >= _MOST_RESOLVED:
+                # Options that are made for each request must not fill the memory.
+                self._resolved.clear()
             known = self._resolved[id(options)] = (options, _resolve(self.config, options))
         return known[1]
 

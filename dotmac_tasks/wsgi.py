@@ -93,7 +93,8 @@ class BackgroundOperationsMiddleware:
         """
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         # Wrapped twice, the outer one has the claim, and the inner one would wait for it.
-        if not self._http.covers(environ["REQUEST_METHOD"], path) or _RUN in environ:
+        # Frameworks serve "post" as POST, although HTTP tells them apart.
+        if not self._http.covers(environ["REQUEST_METHOD"].upper(), path) or _RUN in environ:
             return self.app(environ, start_response)
         request = _WsgiRequest(self, environ, path)
         try:
@@ -155,7 +156,7 @@ class _WsgiRequest:
         self._middleware = middleware
         self._environ = environ
         self._spool: Spool | None = None
-        self.method: str = environ["REQUEST_METHOD"]
+        self.method: str = environ["REQUEST_METHOD"].upper()
         self.path = path
 
     @property
@@ -180,7 +181,10 @@ class _WsgiRequest:
         """
         environ = self._environ
         declared = environ.get("CONTENT_LENGTH") or ""
-        length = int(declared) if declared.isdecimal() else None
+        if declared and not declared.isdecimal():
+            # "+5" and "5 " are a length to some readers and none to others.
+            raise UnknownLengthError
+        length = int(declared) if declared else None
         if length is None and not environ.get("wsgi.input_terminated"):
             # PEP 3333 promises no end of this stream, so nothing of it may be read.
             if environ.get("HTTP_TRANSFER_ENCODING"):

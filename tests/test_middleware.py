@@ -92,6 +92,13 @@ def refuse_to_start(*args: Any) -> Any:
     raise AssertionError("start_response was called")
 
 
+def refuse_other_statuses(wanted: str) -> Callable[..., Any]:
+    def start_response(status: str, headers: Any) -> Any:
+        assert status.startswith(wanted)
+
+    return start_response
+
+
 class Server:
     """
     Notes in which order things reach the server; used by one thread.
@@ -605,8 +612,8 @@ def test_input_without_an_end_is_not_read(manager: BackgroundOperationsManager) 
         return [b"a"]
 
     middleware = BackgroundOperationsMiddleware(app, manager)
-    for length in ("", "many"):
-        environ = make_environ(CONTENT_LENGTH=length)
+    for _ in range(2):
+        environ = make_environ(CONTENT_LENGTH="")
         environ["wsgi.input"] = Unreadable()
         exchange(middleware, environ)
         assert seen[0] is not None
@@ -624,6 +631,29 @@ def test_chunked_input_without_an_end_is_refused(manager: BackgroundOperationsMa
     answer = exchange(middleware, environ)
     assert (answer.status, answer.problem) == (411, "length-required")
     assert manager.storage.get_stats().idempotency_keys == 0
+
+
+@pytest.mark.parametrize("length", ["+2", "2 ", "-2", "many"])
+def test_length_that_readers_could_disagree_about_is_refused(
+    manager: BackgroundOperationsManager, length: str
+) -> None:
+    """
+    A body is never taken for an empty one because only the application can read its length.
+    """
+    middleware = BackgroundOperationsMiddleware(fail, manager)
+    environ = make_environ(CONTENT_LENGTH=length)
+    environ["wsgi.input"] = Unreadable()
+    list(middleware(environ, refuse_other_statuses("411")))
+    assert manager.storage.get_stats().idempotency_keys == 0
+
+
+def test_method_in_small_letters_is_the_method(manager: BackgroundOperationsManager) -> None:
+    """
+    Frameworks that serve `post` as POST do not serve it past the middleware.
+    """
+    middleware = BackgroundOperationsMiddleware(fail, manager, require_key=True)
+    environ = make_environ(key=None, REQUEST_METHOD="post")
+    list(middleware(environ, refuse_other_statuses("400")))
 
 
 def test_chunked_input_is_read_where_the_server_ends_it(

@@ -158,6 +158,16 @@ def test_required_key_of_a_view(http: HttpIdempotency) -> None:
     assert problem(answer(http, ViewOptions(required=True), key=None)) == b"missing-key"
 
 
+def test_options_made_anew_are_not_kept_for_ever(http: HttpIdempotency) -> None:
+    """
+    Options that are made for each request fill no memory, and count all the same.
+    """
+    for _ in range(3_000):
+        assert http.begin(Request(key=None), ViewOptions(required=False)) is None
+    assert len(http._resolved) <= 1_000
+    assert problem(answer(http, ViewOptions(required=True), key=None)) == b"missing-key"
+
+
 def test_retention_of_a_view(http: HttpIdempotency, clock: FakeClock) -> None:
     """
     A view's retention counts for its outcomes.
