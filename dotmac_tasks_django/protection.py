@@ -115,6 +115,8 @@ def begin(
         setattr(request, _IS_EXEMPT, True)
         return None
     adapter = current_adapter()
+    if options is None and not adapter.requires_key and adapter.key_name not in request.META:
+        return None  # most requests of all, so nothing else is looked at
     if not adapter.http.covers(request.method or "", request.path):
         return None
     decision = adapter.http.begin(DjangoRequest(adapter, request, view_kwargs), options)
@@ -141,16 +143,24 @@ def take_answer(request: HttpRequest) -> HttpResponse | None:
 
 
 def _to_response(answer: Answer) -> HttpResponse:
-    # Django holds one value per name; a list of values means the same (RFC 9110, 5.3).
-    headers: dict[str, tuple[str, str]] = {}
-    for name, value in answer.headers:
-        folded = name.lower()
-        known = headers.get(folded)
-        headers[folded] = (name, value) if known is None else (known[0], f"{known[1]}, {value}")
-    response = HttpResponse(answer.body, status=answer.status, headers=dict(headers.values()))
-    if "content-type" not in headers:
+    names = {name.lower() for name, _ in answer.headers}
+    headers = dict(answer.headers)
+    if len(names) < len(answer.headers):
+        headers = _join_repeated(answer.headers)
+    response = HttpResponse(answer.body, status=answer.status, headers=headers)
+    if "content-type" not in names:
         del response["Content-Type"]  # Django's own guess
     return response
+
+
+def _join_repeated(headers: list[tuple[str, str]]) -> dict[str, str]:
+    # Django holds one value per name; a list of values means the same (RFC 9110, 5.3).
+    joined: dict[str, tuple[str, str]] = {}
+    for name, value in headers:
+        folded = name.lower()
+        known = joined.get(folded)
+        joined[folded] = (name, value) if known is None else (known[0], f"{known[1]}, {value}")
+    return dict(joined.values())
 
 
 def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:

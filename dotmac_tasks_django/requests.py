@@ -37,6 +37,7 @@ class Adapter:
         self.manager = manager
         self.http = HttpIdempotency(config, manager.guard, manager.events)
         self.key_name = _meta_name(config.idempotency_header)
+        self.requires_key = config.require_key
         self.credential_names = tuple(_meta_name(name) for name in config.credential_headers)
         self.tenant = config.resolve_callable("tenant")
         self.principal = config.resolve_callable("principal") or find_user_id
