@@ -79,7 +79,6 @@ class DistributedLock:
         ttl: Seconds that it lives without a renewal.
         wait: Seconds that acquiring may wait for another holder.
         max_hold: Seconds after which it is not renewed any more.
-        owner: Names the holder; random without one.
 
     Raises:
         ConfigurationError: A duration cannot work.
@@ -97,7 +96,6 @@ class DistributedLock:
         ttl: float = 30.0,
         wait: float = 0.0,
         max_hold: float | None = None,
-        owner: str | None = None,
     ) -> None:
         _check_name(name)
         clock = clock or SystemClock()
@@ -107,7 +105,6 @@ class DistributedLock:
         self._max_hold = (
             heartbeat.max_execution if max_hold is None else to_seconds("max_hold", max_hold)
         )
-        self._owner = owner
         self._storage = storage
         self._heartbeat = heartbeat
         self._events = events
@@ -232,7 +229,7 @@ class DistributedLock:
 
     def _acquire(self) -> _HeldLock:
         # A new owner each time: a renewal of an earlier acquisition cannot extend this one.
-        owner = self._owner or new_token()
+        owner = new_token()
         started = self._monotonic()
         deadline = started + self.wait
         pauses = POLLING.delays()

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, Self
 from dotmac_tasks.clock import SystemClock
 
 __all__ = [
-    "NOT_GIVEN",
     "AbandonedPolicy",
     "BackgroundOperation",
     "BackgroundPage",
@@ -38,18 +37,6 @@ __all__ = [
 ]
 
 AbandonedPolicy = Literal["rerun", "refuse"]
-
-
-class _NotGiven:
-    """
-    Stands for an argument that was not passed, where None is a value.
-    """
-
-    def __repr__(self) -> str:
-        return "<not given>"
-
-
-NOT_GIVEN = _NotGiven()
 
 
 class OperationStatus(StrEnum):

@@ -4,18 +4,11 @@ Protocols and aliases that appear in public signatures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["Clock", "JSONValue", "Parameters"]
-
-JSONValue: TypeAlias = (
-    "bool | int | float | str | Sequence[JSONValue] | Mapping[str, JSONValue] | None"
-)
-"""
-What a result may be: anything that JSON can hold and give back unchanged.
-"""
+__all__ = ["Clock", "Parameters"]
 
 Parameters: TypeAlias = Mapping[str, Any]
 """

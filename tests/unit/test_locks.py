@@ -301,13 +301,6 @@ def test_child_of_a_fork_does_not_hold_the_lock(bench: Bench) -> None:
         bench.lock().acquire()
 
 
-def test_owner_can_be_named(bench: Bench) -> None:
-    """A named owner is the one that the storage sees."""
-    with bench.lock(owner="me"):
-        assert bench.storage.acquire_lock("report", "me", TTL) is not None
-        assert bench.storage.acquire_lock("report", "you", TTL) is None
-
-
 def test_locks_without_hooks_work_silently(bench: Bench) -> None:
     """Where nobody listens, all paths that would emit an event pass."""
     bench.events.active = False

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dotmac_tasks.models import (
-    NOT_GIVEN,
     BackgroundOperation,
     IdempotencyKey,
     OperationStatus,
@@ -136,10 +135,3 @@ def test_status_values_are_the_stored_words() -> None:
         "completed",
         "failed",
     ]
-
-
-def test_sentinel_shows_what_it_stands_for() -> None:
-    """
-    The default of an argument reads well in a signature.
-    """
-    assert repr(NOT_GIVEN) == "<not given>"
