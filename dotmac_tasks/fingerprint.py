@@ -302,10 +302,10 @@ class _AmbiguousError(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
+    if len(dict(pairs)) != len(pairs):
         raise _AmbiguousError("duplicate members")
-    return dict(sorted(members.items()))
+    pairs.sort()  # by name alone: no two are equal, so no values are compared
+    return dict(pairs)
 
 
 def _float(text: str) -> float:
