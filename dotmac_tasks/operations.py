@@ -18,6 +18,7 @@ from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import (
     CorruptRecordError,
     OperationNotFoundError,
+    SerializationError,
     StaleRecordError,
     StorageError,
 )
@@ -276,7 +277,7 @@ class BackgroundOperations:
         # this fails, and what is shown now is right in any case.
         try:
             return self._save(record, status, facts)
-        except StorageError as error:
+        except (SerializationError, StorageError) as error:
             logger.info("The outcome of a key was not copied to its operation: %s", error)
             return record
 
@@ -350,9 +351,11 @@ def show_key(record: StoredOperation, backend: str) -> IdempotencyKey:
 
 def _read_body(response: HttpOutcome) -> Any:
     try:
-        return json.loads(response.body)
-    except ValueError:
+        result = json.loads(response.body)
+        encode_result(result)  # Python reads more than JSON has, such as NaN.
+    except (ValueError, RecursionError):
         return None
+    return result
 
 
 def _to_instant(milliseconds: int) -> datetime:

@@ -278,7 +278,8 @@ class Storage(ABC):
 
         Not atomic against writes: an operation whose status changes meanwhile
         may be missing from a page that is filtered by status. Costs the same
-        however many there are. Expired ones are left out.
+        however many there are. Expired ones are left out, and
+        so is one that cannot be read, which is logged.
 
         Raises:
             StorageError: As the module's rules say.

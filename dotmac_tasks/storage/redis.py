@@ -4,6 +4,7 @@ Keeps everything in Redis: each verb is one script and one round trip.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import ceil
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from redis.exceptions import NoPermissionError
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.errors import (
     ConfigurationError,
+    CorruptRecordError,
     InvalidKeyError,
     StaleRecordError,
     StorageError,
@@ -45,6 +47,8 @@ from dotmac_tasks.storage.redis_connection import Channel, Reply, UnknownScriptE
 from dotmac_tasks.typing import Clock
 
 __all__ = ["RedisStorage"]
+
+logger = logging.getLogger(__name__)
 
 _PAGE = 500
 # What the health check shows of INFO.
@@ -357,8 +361,9 @@ class RedisStorage(Storage):
         """
         Return one page of a tenant's operations, newest first.
 
-        Two round trips: the index, then the records. A page from which records
-        had to be left out is shorter than `limit`.
+        Two round trips: the index, then the records; some more for each one that
+        cannot be read. A page from which records had to be left out is shorter
+        than `limit`.
 
         Raises:
             ValueError: The cursor is none that this method returned.
@@ -373,13 +378,7 @@ class RedisStorage(Storage):
         following = str(int(float(orders[-1]))) if len(found) > 2 * limit else None
         if not names:
             return BackgroundPage([], None)
-        keys = [self._operations + name for name in names]
-        replies = self._run(_FIND_BACKGROUND, keys, (), tenant_id, deadline)
-        records = [
-            _build_background(_decode(name), reply)
-            for name, reply in zip(names, replies, strict=True)
-            if reply
-        ]
+        records = self._find_listed(names, deadline)
         # An index may still name what expired, though its id is another tenant's by now.
         records = [
             record
@@ -387,6 +386,30 @@ class RedisStorage(Storage):
             if record.tenant_id == tenant_id and status in (None, record.status)
         ]
         return BackgroundPage(records, following)
+
+    def _find_listed(self, names: list[bytes], deadline: float) -> list[BackgroundRecord]:
+        """
+        Return those of the named operations that are there and can be read.
+        """
+        about = _decode(names[0])
+        try:
+            keys = [self._operations + name for name in names]
+            replies = self._run(_FIND_BACKGROUND, keys, (), about, deadline)
+            return [
+                _build_background(_decode(name), reply)
+                for name, reply in zip(names, replies, strict=True)
+                if reply
+            ]
+        except CorruptRecordError:
+            if len(names) == 1:
+                logger.exception("A background operation cannot be read and is left out")
+                return []
+        # One that is damaged costs no other its place: the halves are asked for by themselves.
+        half = len(names) // 2
+        return [
+            *self._find_listed(names[:half], deadline),
+            *self._find_listed(names[half:], deadline),
+        ]
 
     # Housekeeping
 
@@ -550,33 +573,40 @@ def _describe_request(request: ClaimRequest, key: bytes) -> tuple[bytes, ...]:
 
 def _build_operation(key: str, reply: list[Any]) -> StoredOperation:
     tenant, user, kind, status, fingerprint, created, expires, fence, lease, payload = reply
-    return StoredOperation(
-        key=key,
-        tenant_id=_decode(tenant),
-        user_id=_decode(user),
-        operation_type=_decode(kind),
-        status=_STATUS_OF[status],
-        fingerprint=_decode(fingerprint),
-        created_ms=created,
-        expires_ms=expires or None,
-        fencing_token=fence,
-        lease_ms=lease,
-        payload=payload,
-    )
+    try:
+        return StoredOperation(
+            key=key,
+            tenant_id=_decode(tenant),
+            user_id=_decode(user),
+            operation_type=_decode(kind),
+            status=_STATUS_OF[status],
+            fingerprint=_decode(fingerprint),
+            created_ms=created,
+            expires_ms=expires or None,
+            fencing_token=fence,
+            lease_ms=lease,
+            payload=payload,
+        )
+    except UnicodeDecodeError as error:
+        raise CorruptRecordError(RedisStorage.name, key, "a text in it is no UTF-8") from error
 
 
 def _build_background(operation_id: str, reply: list[Any]) -> BackgroundRecord:
     tenant, status, revision, created, updated, expires, data = reply
-    return BackgroundRecord(
-        operation_id,
-        _decode(tenant),
-        _STATUS_OF[status],
-        revision,
-        created,
-        updated,
-        expires or None,
-        data,
-    )
+    try:
+        return BackgroundRecord(
+            operation_id,
+            _decode(tenant),
+            _STATUS_OF[status],
+            revision,
+            created,
+            updated,
+            expires or None,
+            data,
+        )
+    except (KeyError, UnicodeDecodeError) as error:
+        reason = "its status is unknown, or its tenant no UTF-8"
+        raise CorruptRecordError(RedisStorage.name, operation_id, reason) from error
 
 
 def _parse_info(reply: bytes) -> dict[str, str]:

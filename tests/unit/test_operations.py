@@ -20,6 +20,7 @@ from dotmac_tasks.events import EventDispatcher, OperationCompleted, OperationEn
 from dotmac_tasks.models import BackgroundOperation, ClaimRequest, OperationStatus
 from dotmac_tasks.operations import BackgroundOperations, show_key
 from dotmac_tasks.serialization import (
+    MAX_DEPTH,
     encode_error,
     encode_response,
     encode_result,
@@ -223,6 +224,29 @@ def test_linked_outcome_that_cannot_be_copied_is_shown(bench: Bench) -> None:
     bench.finish(encode_result(1))
     bench.storage.refuse("save_background")
     assert bench.operations.get(operation_id).status is COMPLETED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"a":NaN}', b'"\\ud800"', b"[" * 100_000, b"no JSON"],
+    ids=["nan", "surrogate", "deep", "text"],
+)
+def test_linked_response_that_is_no_json_is_no_result(bench: Bench, body: bytes) -> None:
+    """A body that Python reads and JSON does not hold ends the operation without a result."""
+    operation_id = bench.create(idempotency_key="key").operation_id
+    bench.finish(encode_response(200, [], body))
+    for operation in (bench.operations.get(operation_id), *bench.operations.list("t").operations):
+        assert (operation.status, operation.result) == (COMPLETED, None)
+
+
+def test_linked_outcome_that_is_too_deep_to_copy_is_shown(bench: Bench) -> None:
+    """A result at the limit of nesting is shown though the operation cannot hold it."""
+    result: Any = []
+    for _ in range(MAX_DEPTH - 1):
+        result = [result]
+    operation_id = bench.create(idempotency_key="key").operation_id
+    bench.finish(encode_result(result))
+    assert bench.operations.get(operation_id).result == result
 
 
 def test_link_to_a_key_of_another_tenant_shows_nothing(bench: Bench) -> None:

@@ -12,7 +12,7 @@ local function read_background(key)
     if not record[name] then corrupt(key, 'lacks the field ' .. name) end
   end
   for name in string.gmatch('ncmq', '.') do
-    if not tonumber(record[name]) then corrupt(key, 'has no number in ' .. name) end
+    if not is_int(record[name]) then corrupt(key, 'has no number in ' .. name) end
   end
   return record
 end

@@ -10,6 +10,11 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
+-- Whether a field is such a number; tonumber alone takes 'nan', '1e999' and '0x1' as well.
+local function is_int(text)
+  return text and #text < 17 and string.find(text, '^%d+$')
+end
+
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)

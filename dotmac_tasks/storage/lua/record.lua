@@ -5,7 +5,7 @@
 -- A finished one holds all but v, s and p in h, one after the other as name, length, ':' and value:
 -- with a long payload the hash is no compact one any more, and each field costs some 70 bytes.
 
-local FINISHED = {completed = true, failed = true}
+local FINISHED, POLICY = {completed = true, failed = true}, {rerun = true, refuse = true}
 
 local function unpack_head(record, head)
   local at = 1
@@ -18,11 +18,11 @@ local function unpack_head(record, head)
 end
 
 local function is_whole(r)
-  local claimed = r.o and r.g and tonumber(r.k)
-  if r.s == 'in_progress' then claimed = claimed and r.a and tonumber(r.l) end
-  if FINISHED[r.s] then claimed = claimed and r.p and tonumber(r.e) end
-  return (claimed or r.s == 'pending') and r.t and r.u and r.n and r.f and tonumber(r.c)
-    and tonumber(r.r)
+  local claimed = r.o and r.g and is_int(r.k)
+  if r.s == 'in_progress' then claimed = claimed and POLICY[r.a] and is_int(r.l) end
+  if FINISHED[r.s] then claimed = claimed and r.p and is_int(r.e) end
+  return (claimed or r.s == 'pending') and r.t and r.u and r.n and r.f and is_int(r.c)
+    and is_int(r.r)
 end
 
 local function read_record(key)

@@ -192,6 +192,12 @@ DAMAGE: dict[str, dict[str, str | None]] = {
     "no fence": {"k": "x"},
     "no lease": {"l": ""},
     "no policy": {"a": None},
+    "unknown policy": {"a": "ask"},
+    "lease that is no number": {"l": "nan"},
+    "lease without end": {"l": "inf"},
+    "fence beyond numbers": {"k": "1e999"},
+    "retention below zero": {"r": "-5"},
+    "creation too large": {"c": "9" * 17},
     "no mode": {"g": None},
     "no tenant": {"t": None},
     "no user": {"u": None},
@@ -273,10 +279,38 @@ def test_damaged_operation_is_refused(
     client.hdel(f"{prefix}:operation:op", field)
     with pytest.raises(CorruptRecordError):
         storage.find_background("op")
-    with pytest.raises(CorruptRecordError, match="operation:op lacks the field"):
-        storage.list_background("tenant")
     with pytest.raises(CorruptRecordError):
         save(storage, expected_revision=1, request_id="s")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("v", "2"), ("n", "x"), ("s", "paused"), ("t", b"\xff"), ("d", None)]
+)
+def test_damaged_operation_is_left_out_of_a_listing(
+    field: str, value: str | bytes | None, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """What cannot be read costs no other operation its place in the page."""
+    for operation_id in ("first", "op", "last"):
+        save(storage, operation_id=operation_id)
+    if value is None:
+        client.hdel(f"{prefix}:operation:op", field)
+    else:
+        client.hset(f"{prefix}:operation:op", field, value)
+    with pytest.raises(CorruptRecordError):
+        storage.find_background("op")
+    page = storage.list_background("tenant")
+    assert [record.operation_id for record in page.records] == ["last", "first"]
+
+
+@pytest.mark.parametrize("field", ["t", "u", "n", "f"])
+def test_text_that_is_no_utf8_is_damage(
+    field: str, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A record whose text cannot be decoded is refused as any damaged one."""
+    storage.claim_operation(make_request())
+    client.hset(f"{prefix}:idempo:k", field, b"\xff")
+    with pytest.raises(CorruptRecordError, match="UTF-8"):
+        storage.find_operation("k")
 
 
 def test_newer_operation_is_refused(storage: RedisStorage, client: Any, prefix: str) -> None:
