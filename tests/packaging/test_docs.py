@@ -320,6 +320,12 @@ def test_messages_worth_an_alert_are_those_of_the_code() -> None:
         assert any(re.fullmatch(pattern, message) for pattern in patterns), message
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("how-to/")])
+def test_task_ends_with_its_proof(page: str) -> None:
+    """Each how-to page ends by saying how to see that it worked."""
+    assert re.findall(r"^## (.*)$", read(page), re.MULTILINE)[-1] == "Check that it works"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_are_python(page: str) -> None:
     """Each Python block of a page can be compiled."""
