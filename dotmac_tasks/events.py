@@ -241,6 +241,12 @@ class MetricsHooks:
     Called by one thread at a time. What a method raises is logged and goes no further.
     """
 
+    def receive(self, event: Event) -> None:
+        """
+        Receive any event and hand it to its own method; override it to treat all alike.
+        """
+        getattr(self, event.hook)(event)
+
     def operation_enqueued(self, event: OperationEnqueued) -> None:
         """
         Receive that an operation was created or handed on.
@@ -303,69 +309,13 @@ class LoggingMetricsHooks(MetricsHooks):
         self._logger = _logger if logger is None else logger
         self._level = level
 
-    def operation_enqueued(self, event: OperationEnqueued) -> None:
+    def receive(self, event: Event) -> None:
         """
-        Log it.
+        Log it, then hand it to its own method, which a subclass may override.
         """
-        self._log(event)
-
-    def operation_completed(self, event: OperationCompleted) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def idempotency_hit(self, event: IdempotencyHit) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def idempotency_miss(self, event: IdempotencyMiss) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def storage_call(self, event: StorageCall) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def lock_acquired(self, event: LockAcquired) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def lock_failed(self, event: LockFailed) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def claim_lost(self, event: ClaimLost) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def completion_delayed(self, event: CompletionDelayed) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def storage_unprotected(self, event: StorageUnprotected) -> None:
-        """
-        Log it.
-        """
-        self._log(event)
-
-    def _log(self, event: Event) -> None:
         if self._logger.isEnabledFor(self._level):
             self._logger.log(self._level, event.name, extra=_facts(event))
+        super().receive(event)
 
 
 def _facts(event: Event) -> dict[str, object]:
@@ -509,7 +459,7 @@ class EventDispatcher:
 
     def _deliver(self, event: Event, hooks: MetricsHooks) -> None:
         try:
-            getattr(hooks, event.hook)(event)
+            hooks.receive(event)
         except BaseException:  # on this thread nobody else would see it
             failure = (id(hooks), event.hook)
             if failure not in self._failed:

@@ -8,20 +8,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from dotmac_tasks.events import (
-    ClaimLost,
-    CompletionDelayed,
-    Event,
-    IdempotencyHit,
-    IdempotencyMiss,
-    LockAcquired,
-    LockFailed,
-    MetricsHooks,
-    OperationCompleted,
-    OperationEnqueued,
-    StorageCall,
-    StorageUnprotected,
-)
+from dotmac_tasks.events import Event, MetricsHooks
 
 __all__ = ["EventRecorder", "FakeClock"]
 
@@ -122,66 +109,10 @@ class EventRecorder(MetricsHooks):
         with self._lock:
             self._events.clear()
 
-    def operation_enqueued(self, event: OperationEnqueued) -> None:
+    def receive(self, event: Event) -> None:
         """
-        Keep it.
+        Keep it, then hand it to its own method, which a subclass may override.
         """
-        self._record(event)
-
-    def operation_completed(self, event: OperationCompleted) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def idempotency_hit(self, event: IdempotencyHit) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def idempotency_miss(self, event: IdempotencyMiss) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def storage_call(self, event: StorageCall) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def lock_acquired(self, event: LockAcquired) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def lock_failed(self, event: LockFailed) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def claim_lost(self, event: ClaimLost) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def completion_delayed(self, event: CompletionDelayed) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def storage_unprotected(self, event: StorageUnprotected) -> None:
-        """
-        Keep it.
-        """
-        self._record(event)
-
-    def _record(self, event: Event) -> None:
         with self._lock:
             self._events.append(event)
+        super().receive(event)

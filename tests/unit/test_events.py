@@ -91,7 +91,7 @@ def test_event_is_immutable_named_and_has_a_hook(kind: type[Event]) -> None:
     event = make(kind)
     assert kind.__name__ in events.__all__
     assert event.name.count(".") == 1
-    assert getattr(MetricsHooks(), event.hook)(event) is None
+    MetricsHooks().receive(event)
     names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     assert "key" not in names
     with pytest.raises(FrozenInstanceError):
@@ -102,7 +102,7 @@ def test_names_and_hooks_are_used_once() -> None:
     """
     No two events share a name or a hook, and no hook is left without an event.
     """
-    hooks = {name for name in vars(MetricsHooks) if not name.startswith("_")}
+    hooks = {name for name in vars(MetricsHooks) if not name.startswith("_")} - {"receive"}
     assert {kind.hook for kind in KINDS} == hooks
     assert len({kind.name for kind in KINDS}) == len(KINDS) == len(hooks)
 
@@ -117,11 +117,25 @@ def test_logging_hooks_write_facts_as_fields(
     event = make(kind)
     with caplog.at_level(logging.DEBUG, logger="shop"):
         hooks = LoggingMetricsHooks(logging.getLogger("shop"), logging.DEBUG)
-        getattr(hooks, event.hook)(event)
+        hooks.receive(event)
     (record,) = caplog.records
     assert (record.getMessage(), record.levelno) == (event.name, logging.DEBUG)
     for item in fields(kind):  # type: ignore[arg-type]
         assert getattr(record, item.name) == getattr(event, item.name)
+
+
+def test_logging_hooks_can_be_extended_by_a_method() -> None:
+    """
+    A method that a subclass overrides is called beside the logging.
+    """
+    seen: list[LockAcquired] = []
+
+    class Extended(LoggingMetricsHooks):
+        def lock_acquired(self, event: LockAcquired) -> None:
+            seen.append(event)
+
+    Extended().receive(numbered(1))
+    assert seen == [numbered(1)]
 
 
 def test_logging_hooks_are_silent_below_the_level(caplog: pytest.LogCaptureFixture) -> None:
@@ -129,9 +143,9 @@ def test_logging_hooks_are_silent_below_the_level(caplog: pytest.LogCaptureFixtu
     The default is the module's logger at INFO, and a logger above it gets nothing.
     """
     with caplog.at_level(logging.INFO, logger=events.__name__):
-        LoggingMetricsHooks().lock_acquired(numbered(1))
+        LoggingMetricsHooks().receive(numbered(1))
     with caplog.at_level(logging.WARNING, logger=events.__name__):
-        LoggingMetricsHooks().lock_acquired(numbered(2))
+        LoggingMetricsHooks().receive(numbered(2))
     assert [(record.name, record.levelno) for record in caplog.records] == [
         (events.__name__, logging.INFO)
     ]
@@ -235,7 +249,6 @@ def test_event_caused_by_a_hook_is_dropped(clock: FakeClock) -> None:
 
     class Echo(EventRecorder):
         def lock_acquired(self, event: LockAcquired) -> None:
-            super().lock_acquired(event)
             dispatcher.emit(event)
             flushed.append(dispatcher.flush(PATIENCE))
             dispatcher.close()
