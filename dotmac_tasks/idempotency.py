@@ -75,10 +75,12 @@ class OperationSettings(NamedTuple):
 
         Raises:
             InvalidKeyError: The key cannot be stored.
-            ConfigurationError: The tenant is not text.
+            ConfigurationError: The tenant or the user is not text.
         """
         validate_stored_key(key)
         _check_text("tenant_id", tenant_id)
+        if user_id is not None:
+            _check_text("user_id", user_id)
         return ClaimRequest(
             key,
             new_token(),
@@ -241,14 +243,16 @@ def decorate_function(
     return wrapper
 
 
-def fingerprint_of(operation_type: str, parameters: Any) -> str:
+def fingerprint_of(operation_type: str, parameters: Any, user_id: str | None) -> str:
     """
     Return what tells apart two uses of one explicit key.
 
+    The principal counts: whoever sends another's key gets no outcome of theirs.
+
     Raises:
-        SerializationError: A parameter has no canonical form.
+        SerializationError: A parameter has no canonical form, or the user is not text.
     """
-    return generate_idempotency_key("", "", operation_type, parameters)
+    return generate_idempotency_key("", user_id, operation_type, parameters)
 
 
 def _begin(guard: IdempotencyGuard, request: ClaimRequest, wait: float) -> tuple[Claim | None, Any]:
@@ -322,15 +326,15 @@ def _request_maker(
     first = next(iter(signature.parameters), None)
     # An instance has no canonical form, and its identity differs between processes.
     left_out = first if first in ("self", "cls") else None
-    explicit_fingerprint = fingerprint_of(settings.operation_type, None)
 
     def make_request(*args: P.args, **kwargs: P.kwargs) -> ClaimRequest:
         tenant_id = how.tenant_id(*args, **kwargs) if callable(how.tenant_id) else how.tenant_id
         user_id = how.user_id(*args, **kwargs) if callable(how.user_id) else how.user_id
         if how.key is not None:
             key = how.key(*args, **kwargs)
-            # The same key returned for another function is a mistake, not a replay.
-            return settings.to_request(key, tenant_id, user_id, explicit_fingerprint)
+            # The same key returned for another function or user is a mistake, not a replay.
+            fingerprint = fingerprint_of(settings.operation_type, None, user_id)
+            return settings.to_request(key, tenant_id, user_id, fingerprint)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         parameters = {name: value for name, value in bound.arguments.items() if name != left_out}

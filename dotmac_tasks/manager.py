@@ -222,7 +222,7 @@ class BackgroundOperationsManager:
             parameters: What the key is generated from.
 
         Raises:
-            KeyReusedError: Another tenant holds this key.
+            KeyReusedError: Another tenant, or another user of this one, holds this key.
             InvalidKeyError: The key cannot be stored.
             ConfigurationError: The retention is not positive.
             SerializationError: A parameter has no canonical form.
@@ -232,7 +232,8 @@ class BackgroundOperationsManager:
             key = generate_idempotency_key(tenant_id, user_id, operation_type, parameters or {})
         request = self._settings(operation_type, ttl).to_request(key, tenant_id, user_id, "")
         record = self.storage.ensure_operation(request)
-        if record.tenant_id != tenant_id:
+        another_user = user_id and record.user_id and record.user_id != user_id
+        if record.tenant_id != tenant_id or another_user:
             raise KeyReusedError(key)
         self._cleanup.start()
         return show_key(record, self.storage.name)
@@ -332,8 +333,8 @@ class BackgroundOperationsManager:
                 keeps its records.
             tenant_id: The tenant, or a callable that gets the call's arguments.
             user_id: The principal, likewise.
-            key: Gets the call's arguments and returns the stored key. A key that
-                was used for another operation type raises `KeyReusedError`.
+            key: Gets the call's arguments and returns the stored key. A key that was
+                used for another operation type or user raises `KeyReusedError`.
             ttl: Retention of the result in seconds.
             wait: Seconds that a duplicate waits for the running call.
             lease: Seconds that the claim lives without a renewal.
@@ -346,7 +347,7 @@ class BackgroundOperationsManager:
         * `OutcomeUnknownError`: Abandoned, or its result could not be recorded.
         * `ClaimLostError`: The work ran, but somebody else took over; the result
           is on the error.
-        * `KeyReusedError`: The key stands for another operation or tenant.
+        * `KeyReusedError`: The key stands for another operation, tenant or user.
         * `SerializationError`: An argument has no canonical form and nothing ran,
           or the result is not JSON: then the work is done and never repeated.
         * `StorageError`: The storage failed before the work.
@@ -381,7 +382,7 @@ class BackgroundOperationsManager:
 
         See `IdempotentOperation` for how it is used, and `idempotent` for the
         settings. The key is generated from the parameters, or is `key`; then other
-        parameters under the same key raise `KeyReusedError`.
+        parameters or another user under the same key raise `KeyReusedError`.
 
         Raises:
             ConfigurationError: A setting cannot work, or neither parameters nor a
@@ -391,7 +392,7 @@ class BackgroundOperationsManager:
         """
         settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
         if key is not None:
-            fingerprint = fingerprint_of(operation_type, parameters)
+            fingerprint = fingerprint_of(operation_type, parameters, user_id)
         elif parameters is not None:
             key = generate_idempotency_key(tenant_id, user_id, operation_type, parameters)
             fingerprint = ""

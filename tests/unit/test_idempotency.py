@@ -139,7 +139,7 @@ def test_function_that_lost_its_claim_hands_out_its_result(bench: Bench) -> None
 
     def work() -> int:
         bench.clock.advance(LEASE + 1)
-        fingerprint = fingerprint_of("charge", None)
+        fingerprint = fingerprint_of("charge", None, None)
         reply = bench.storage.claim_operation(bench.request(key(), fingerprint=fingerprint))
         assert reply.outcome is ClaimOutcome.TAKEN_OVER
         return 0
@@ -272,6 +272,27 @@ def test_function_key_of_another_tenant_tells_nothing(bench: Bench) -> None:
     assert bench.decorate(lambda: 1, how=FunctionKey("a", None, lambda: "order-1"))() == 1
     with pytest.raises(KeyReusedError):
         bench.decorate(lambda: 2, how=FunctionKey("b", None, lambda: "order-1"))()
+
+
+def test_function_key_of_another_user_tells_nothing(bench: Bench) -> None:
+    """An explicit key replays its outcome to the user who made it, and to nobody else."""
+
+    def protect(user: str | None) -> Callable[[], str]:
+        how = FunctionKey("t", user, lambda: "order-1")
+        return bench.decorate(lambda: f"of {user}", how=how)
+
+    assert protect("alice")() == "of alice"
+    assert protect("alice")() == "of alice"
+    for other in ("bob", None):
+        with pytest.raises(KeyReusedError):
+            protect(other)()
+
+
+def test_user_that_is_not_text_is_refused(bench: Bench) -> None:
+    """A number for a user is an error before anything runs, whatever the storage."""
+    how = FunctionKey("t", lambda: 5, lambda: "order-1")  # type: ignore[arg-type,return-value]
+    with pytest.raises(SerializationError):
+        bench.decorate(lambda: pytest.fail("ran"), how=how)()
 
 
 @pytest.mark.parametrize("key", ["", "index", "a\nb", "x" * 256])
@@ -472,6 +493,7 @@ def test_block_result_of_a_replay_cannot_be_set(bench: Bench) -> None:
 
 
 def test_fingerprint_tells_uses_of_one_key_apart() -> None:
-    """Operation type and parameters both count."""
-    assert fingerprint_of("a", None) == fingerprint_of("a", None)
-    assert len({fingerprint_of("a", None), fingerprint_of("b", None), fingerprint_of("a", {})}) == 3
+    """Operation type, parameters and user all count."""
+    uses = [("a", None, None), ("b", None, None), ("a", {}, None), ("a", None, "u")]
+    assert fingerprint_of(*uses[0]) == fingerprint_of(*uses[0])
+    assert len({fingerprint_of(*use) for use in uses}) == len(uses)

@@ -235,6 +235,18 @@ def test_created_key_is_pending_and_stays_as_it_is(
     assert manager.check_idempotency("k") is None
 
 
+def test_key_of_another_user_shows_nothing(manager: BackgroundOperationsManager) -> None:
+    """A user who creates another's key is refused; nobody's key is anybody's."""
+    manager.create_idempotency_key("t", "alice", "mail", key="k")
+    manager.create_idempotency_key("t", None, "mail", key="shared")
+    with pytest.raises(KeyReusedError):
+        manager.create_idempotency_key("t", "bob", "mail", key="k")
+    for user, key in (("alice", "k"), (None, "k"), ("bob", "shared")):
+        assert manager.create_idempotency_key("t", user, "mail", key=key).key == key
+    with pytest.raises(ConfigurationError, match="user_id"):
+        manager.create_idempotency_key("t", 5, "mail", key="new")  # type: ignore[arg-type]
+
+
 def test_key_of_another_tenant_shows_nothing(manager: BackgroundOperationsManager) -> None:
     """Another tenant's key cannot be created, seen or completed; one's own can."""
     manager.create_idempotency_key("a", None, "mail", key="k")
@@ -385,6 +397,20 @@ def test_block_with_a_key_and_other_parameters_is_refused(
         manager.idempotent_operation("mail", {"to": "b"}, key="k"),
     ):
         pytest.fail("the block ran")
+
+
+def test_block_with_the_key_of_another_user_is_refused(
+    manager: BackgroundOperationsManager,
+) -> None:
+    """A user who sends another's key gets neither the outcome nor a second run."""
+
+    def enter(user: str) -> bool:
+        with manager.idempotent_operation("mail", {}, key="k", user_id=user) as operation:
+            return operation.is_replay
+
+    assert [enter("alice"), enter("alice")] == [False, True]
+    with pytest.raises(KeyReusedError):
+        enter("bob")
 
 
 def test_block_without_key_or_parameters_is_refused(
