@@ -28,7 +28,6 @@ _T = TypeVar("_T")
 
 _OPTION = "STORAGE"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_SETTING_KEYS = ("BACKEND", "OPTIONS")
 
 
 def register_storage(scheme: str, factory: StorageFactory) -> None:
@@ -70,7 +69,7 @@ def storage_from_url(url: str, **options: Any) -> Storage:
     if factory is None:
         raise ConfigurationError(
             _OPTION,
-            f"has the unknown scheme {scheme!r}.{_suggest(scheme, _factories)} "
+            f"has the unknown scheme {scheme!r}.{_suggest(scheme)} "
             f"Known are {', '.join(sorted(_factories))}; a package may register more.",
         )
     return factory(url, **options)
@@ -83,7 +82,8 @@ def storage_from_setting(
     Construct the storage of the setting ``STORAGE``; opens no connection.
 
     Args:
-        setting: A URL, or ``{"BACKEND": "dotted.path", "OPTIONS": {...}}``.
+        setting: A URL, or ``{"BACKEND": "dotted.path", "OPTIONS": {...}}``, as
+            `TasksConfig` has checked it.
         prefix: First part of every stored key. A backend that takes no such
             argument does without it; an equal name in ``OPTIONS`` wins.
         timeout: The most seconds that one call may take; likewise.
@@ -93,19 +93,9 @@ def storage_from_setting(
     """
     if isinstance(setting, str):
         return storage_from_url(setting, prefix=prefix, timeout=timeout)
-    for key in setting:
-        if key not in _SETTING_KEYS:
-            raise ConfigurationError(
-                _OPTION, f"has the unknown key {key!r}.{_suggest(str(key), _SETTING_KEYS)}"
-            )
-    path = setting.get("BACKEND")
-    if not isinstance(path, str):
-        raise ConfigurationError(_OPTION, "needs BACKEND, the dotted path of a storage class.")
-    given = setting.get("OPTIONS", {})
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(_OPTION, "has OPTIONS that are no mapping.")
+    path = setting["BACKEND"]
     backend = _import_backend(path)
-    options = dict(given)
+    options = dict(setting.get("OPTIONS", {}))
     for name, value in (("prefix", prefix), ("timeout", timeout)):
         if _takes(backend, name):
             options.setdefault(name, value)
@@ -119,7 +109,7 @@ def _import_backend(path: str) -> Callable[..., object]:
     module_name, _, name = path.rpartition(".")
     try:
         backend: object = getattr(import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError) as error:
         raise ConfigurationError(
             _OPTION, f"BACKEND {path!r} cannot be imported: {error}."
         ) from error
@@ -135,11 +125,9 @@ def _takes(backend: Callable[..., object], name: str) -> bool:
     )
 
 
-def _suggest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
-    nearest = get_close_matches(word.upper(), [name.upper() for name in known], n=1)
-    return "".join(
-        f" Did you mean {name!r}?" for name in known if nearest and name.upper() == nearest[0]
-    )
+def _suggest(word: str) -> str:
+    nearest = get_close_matches(word.lower(), _factories, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _create_memory(

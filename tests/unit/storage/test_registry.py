@@ -142,19 +142,7 @@ class TestSetting:
         construct("RecordingStorage", OPTIONS=options)
         assert options == {"depth": 3}
 
-    def test_unknown_key_names_the_nearest(self) -> None:
-        """A mistyped key of the setting is refused with the right one."""
-        with pytest.raises(ConfigurationError, match="Did you mean 'OPTIONS'"):
-            construct("PlainStorage", OPTION={})
-
-    def test_missing_backend_is_refused(self) -> None:
-        """A mapping without a class is refused."""
-        with pytest.raises(ConfigurationError, match="needs BACKEND"):
-            storage_from_setting({"OPTIONS": {}}, prefix="p", timeout=3)
-
-    @pytest.mark.parametrize(
-        "path", ["Undotted", "no_such_module.Storage", "dotmac_tasks.storage.Missing", ".x"]
-    )
+    @pytest.mark.parametrize("path", ["no_such_module.Storage", "dotmac_tasks.storage.Missing"])
     def test_backend_that_cannot_be_imported_is_refused(self, path: str) -> None:
         """A path that leads nowhere is refused by name."""
         with pytest.raises(ConfigurationError, match="cannot be imported") as caught:
@@ -175,11 +163,6 @@ class TestSetting:
         """An option that the class does not take is refused by its name."""
         with pytest.raises(ConfigurationError, match="depth"):
             construct("PlainStorage", OPTIONS={"depth": 3})
-
-    def test_options_that_are_no_mapping_are_refused(self) -> None:
-        """A list of options is a mistake."""
-        with pytest.raises(ConfigurationError, match="no mapping"):
-            construct("PlainStorage", OPTIONS=["depth"])
 
 
 @pytest.fixture(autouse=True)
