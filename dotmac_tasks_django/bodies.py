@@ -40,14 +40,14 @@ def request_body_digest(request: HttpRequest) -> bytes:
         ImproperlyConfigured: An earlier middleware has read the body and kept nothing of it.
     """
     content_type: str = request.META.get("CONTENT_TYPE", "")
-    if hasattr(request, "_body"):
-        return body_digest(content_type, request.body, ignored_fields=_IGNORED)
-    if cast(_BodyState, request)._read_started:  # noqa: SLF001
-        return _parsed_digest(request)
-    if not _fits_memory(request):
-        return _spooled_digest(request, content_type)
-    if len(request.body) < _declared_length(request):
-        raise IncompleteBodyError
+    if not hasattr(request, "_body"):
+        if cast(_BodyState, request)._read_started:  # noqa: SLF001
+            return _parsed_digest(request)
+        length = _declared_length(request)
+        if not _fits_memory(request, length):
+            return _spooled_digest(request, content_type)
+        if len(request.body) < length:
+            raise IncompleteBodyError
     return body_digest(content_type, request.body, ignored_fields=_IGNORED)
 
 
@@ -56,14 +56,14 @@ def _declared_length(request: HttpRequest) -> int:
     return int(declared) if declared.isdecimal() else 0
 
 
-def _fits_memory(request: HttpRequest) -> bool:
+def _fits_memory(request: HttpRequest, length: int) -> bool:
     # Without a length it may be of any size (a chunked body under ASGI). A multipart form may
     # hold files, and read into memory it could not be parsed by upload handlers any more.
     limit: int | None = get_setting("DATA_UPLOAD_MAX_MEMORY_SIZE")
     return (
         "CONTENT_LENGTH" in request.META
         and request.content_type != "multipart/form-data"
-        and (limit is None or _declared_length(request) <= limit)
+        and (limit is None or length <= limit)
     )
 
 

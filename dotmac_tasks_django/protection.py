@@ -170,11 +170,14 @@ def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
     A stream is recorded at its end, or when the request is closed.
     """
     try:
-        headers = list(response.items())
-        if _STORE in [name.lower() for name, _ in headers]:
-            run.follow(response[STORE_HEADER])
+        headers = []
+        for header in response.items():
+            if header[0].lower() == _STORE:
+                run.follow(header[1])
+            else:
+                headers.append(header)
+        if len(headers) < len(response.headers):
             del response[STORE_HEADER]
-            headers = list(response.items())
         if response.streaming:
             _watch(run, request, cast(StreamingHttpResponse, response))
         else:
