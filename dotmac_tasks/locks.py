@@ -171,7 +171,9 @@ class DistributedLock:
         # Out of the heartbeat first. A renewal that is on its way extends nothing that is gone.
         self._heartbeat.drop(held)
         try:
-            lost = held.refused
+            # Before the storage is asked: what it takes to answer is no time under the lock. It
+            # says True, too, where the lock expired and nobody took it since.
+            live = not held.refused and self._monotonic() < held.until
             try:
                 released = self._storage.release_lock(self.name, held.lease.owner)
             except StorageError as error:
@@ -181,8 +183,7 @@ class DistributedLock:
                     extra=self._log_fields(),
                 )
                 released = True
-            # The storage also says True where the lock expired and nobody took it since.
-            return released and not lost and self._monotonic() < held.until
+            return released and live
         finally:
             self._busy.release()
 

@@ -262,6 +262,16 @@ def test_dead_storage_at_the_acquisition_is_an_error(bench: Bench) -> None:
         pass
 
 
+def test_slow_release_is_no_loss(bench: Bench) -> None:
+    """A lock held to the end of its block is not lost because giving it back takes long."""
+    bench.storage.before = lambda verb: bench.clock.advance(TTL) if verb == "release_lock" else None
+    with bench.lock(ttl=TTL) as lock:
+        lock.check()
+    lock.acquire()
+    bench.clock.advance(TTL)
+    assert not lock.release()
+
+
 def test_dead_storage_at_the_release_hurts_nobody(bench: Bench) -> None:
     """A block that held its lock to the end has no error; the lock ends by itself."""
     with bench.lock():
