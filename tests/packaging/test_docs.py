@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import doctest
 import importlib
+import inspect
 import json
 import os
 import re
@@ -28,13 +29,15 @@ from dotmac_tasks.transitions import OPERATION_TRANSITIONS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-# Pages whose Python blocks are a program when they are put together.
-PROGRAMS = [
-    "how-to/configure.md",
-    "how-to/observe.md",
-    "how-to/use-locks.md",
-    "how-to/write-a-storage.md",
-]
+# Pages whose Python blocks are a program when they are put together, from these sections or all.
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "how-to/configure.md": (),
+    "how-to/observe.md": (),
+    "how-to/test-your-code.md": ("A function", "What happened"),
+    "how-to/use-locks.md": (),
+    "how-to/write-a-storage.md": (),
+    "how-to/wsgi-middleware.md": ("A plain application", "Users and tenants"),
+}
 # Those of them that import Django.
 DJANGO_PROGRAMS = {"how-to/configure.md", "how-to/observe.md"}
 
@@ -154,6 +157,23 @@ def test_problem_types_are_those_of_the_code() -> None:
     answers = " ".join(row[1] for row in read_table("reference/http.md", "situation"))
     assert set(http._PROBLEMS) <= set(codes(answers))
     assert f"`{http.PROBLEM_PREFIX}`" in read("reference/http.md")
+
+
+def test_shown_problems_are_those_of_the_code() -> None:
+    """Each problem document that a page shows has the status, title and words of the code."""
+    shown = [
+        json.loads(line)
+        for page in PAGES
+        for line in read(page).splitlines()
+        if line.startswith('{"type": "urn:')
+    ]
+    assert shown
+    words = inspect.getsource(http).replace('"\n    "', "")
+    for problem in shown:
+        name = problem["type"].removeprefix(http.PROBLEM_PREFIX)
+        assert http._PROBLEMS[name] == (problem["status"], problem["title"])
+        # What stands before the first word that is filled in.
+        assert problem["detail"].partition(" the Idempotency-Key")[0] in words
 
 
 def test_statuses_and_headers_are_those_of_the_code() -> None:
@@ -381,7 +401,14 @@ def test_examples_run(page: str, tmp_path: Path) -> None:
     """The Python blocks of a page run, one after the other."""
     if page in DJANGO_PROGRAMS:
         pytest.importorskip("django")
-    run_python("-c", "\n".join(read_blocks(read(page), "python")), folder=tmp_path)
+    sections = re.split(r"^## ", read(page), flags=re.MULTILINE)
+    chosen = PROGRAMS[page]
+    text = "".join(
+        section for section in sections if not chosen or section.splitlines()[0] in chosen
+    )
+    blocks = read_blocks(text, "python")
+    assert len(blocks) >= len(chosen)
+    run_python("-c", "\n".join(blocks), folder=tmp_path)
 
 
 def test_race_of_the_tutorial_has_one_winner(tmp_path: Path) -> None:
