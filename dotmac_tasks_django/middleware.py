@@ -18,7 +18,7 @@ from dotmac_tasks_django.protection import (
     find_run,
     hold_answer,
 )
-from dotmac_tasks_django.shielding import shield_from_disconnect
+from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
 
 __all__ = ["BackgroundOperationsMiddleware"]
 
@@ -50,7 +50,10 @@ class BackgroundOperationsMiddleware:
         except BaseException as error:
             run = find_run(request)
             if run is not None:
-                end_with_error(run, error)
+                if was_cancelled_before_view(request, error):
+                    run.fail()
+                else:
+                    end_with_error(run, error)
                 # Without a response nobody else closes the request.
                 request.close()
             raise

@@ -19,7 +19,9 @@ from django.http.response import HttpResponseBase
 
 from dotmac_tasks_django.protection import find_run
 
-__all__ = ["shield_from_disconnect"]
+__all__ = ["shield_from_disconnect", "was_cancelled_before_view"]
+
+_CANCELLED = "dotmac_tasks_cancelled"
 
 
 def shield_from_disconnect(
@@ -43,6 +45,7 @@ def shield_from_disconnect(
                 await asyncio.wait({task})
             except asyncio.CancelledError:
                 if find_run(request) is None:
+                    setattr(request, _CANCELLED, True)
                     task.cancel()
         # What the view has set is seen outside, as if it had been awaited here.
         for variable, value in context.items():
@@ -50,3 +53,12 @@ def shield_from_disconnect(
         return task.result()
 
     return async_to_sync(handle_to_the_end)
+
+
+def was_cancelled_before_view(request: HttpRequest, error: BaseException) -> bool:
+    """
+    Tell whether the client hung up before the view was called, so that nothing was done.
+
+    The key may have been claimed meanwhile.
+    """
+    return isinstance(error, asyncio.CancelledError) and hasattr(request, _CANCELLED)

@@ -1061,6 +1061,22 @@ class TestAsgi:
         assert asyncio.run(run()) == (200, b"run 1")
         assert get_statuses() == [OperationStatus.COMPLETED]
 
+    def test_client_that_hangs_up_before_its_view_leaves_the_key(self) -> None:
+        """Who hung up while the key was being claimed has done nothing; the retry does it."""
+
+        def principal(request: HttpRequest) -> None:
+            gate.pass_through()
+
+        async def run() -> list[int]:
+            exchanges = [Exchange("/pay/", hangs_up_at=gate), Exchange("/pay/")]
+            for exchange in exchanges:
+                await exchange.run()
+            return [exchange.status for exchange in exchanges]
+
+        gate.reset()
+        with override_tasks_settings(principal=principal):
+            assert asyncio.run(run()) == [0, HTTPStatus.CREATED]
+
     def test_view_without_a_key_is_cancelled(self) -> None:
         """Without a key Django cancels the view of a client that hung up, as it always does."""
         gate.reset()
