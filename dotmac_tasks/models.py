@@ -241,17 +241,13 @@ class ClaimReply(NamedTuple):
         outcome: What the caller may do.
         fencing_token: Of the caller's claim; 0 if it did not get one.
         payload: The recorded outcome as stored, if finished.
-        failed: Whether the recorded outcome is a failure.
         remaining: Seconds until the running executor's lease ends.
-        created_ms: When the record was made, in storage milliseconds.
     """
 
     outcome: ClaimOutcome
     fencing_token: int = 0
     payload: bytes = b""
-    failed: bool = False
     remaining: float = 0.0
-    created_ms: int = 0
 
 
 class WriteOutcome(StrEnum):

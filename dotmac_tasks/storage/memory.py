@@ -299,9 +299,7 @@ class MemoryStorage(Storage):
             if record is None or record.expires <= now:
                 record = self._create(request, _IN_PROGRESS, now)
                 self._take(record, request, now)
-                return ClaimReply(
-                    _CLAIMED, record.fencing_token, b"", False, 0.0, record.created_ms
-                )
+                return ClaimReply(_CLAIMED, record.fencing_token)
             refusal = _compare(record, request)
             if refusal is not None:
                 return ClaimReply(refusal)
@@ -310,34 +308,23 @@ class MemoryStorage(Storage):
                 return self._claim_in_progress(record, request, now)
             if status is _PENDING:
                 self._take(record, request, now)
-                return ClaimReply(
-                    _CLAIMED, record.fencing_token, b"", False, 0.0, record.created_ms
-                )
-            return ClaimReply(
-                ClaimOutcome.FINISHED,
-                0,
-                record.payload,
-                status is _FAILED,
-                0.0,
-                record.created_ms,
-            )
+                return ClaimReply(_CLAIMED, record.fencing_token)
+            return ClaimReply(ClaimOutcome.FINISHED, 0, record.payload)
 
     def _claim_in_progress(
         self, record: _Operation, request: ClaimRequest, now: float
     ) -> ClaimReply:
-        created_ms = record.created_ms
         if record.request.owner == request.owner:
             if not record.deferred:
                 _extend(record, now + request.lease)
             outcome = _TAKEN_OVER if record.taken_over else _CLAIMED
-            return ClaimReply(outcome, record.fencing_token, created_ms=created_ms)
+            return ClaimReply(outcome, record.fencing_token)
         if record.lease_until > now:
-            remaining = record.lease_until - now
-            return ClaimReply(ClaimOutcome.IN_PROGRESS, remaining=remaining, created_ms=created_ms)
+            return ClaimReply(ClaimOutcome.IN_PROGRESS, remaining=record.lease_until - now)
         if record.request.on_abandoned == "refuse":
-            return ClaimReply(ClaimOutcome.UNRESOLVED, created_ms=created_ms)
+            return ClaimReply(ClaimOutcome.UNRESOLVED)
         self._take(record, request, now, taken_over=True)
-        return ClaimReply(_TAKEN_OVER, record.fencing_token, created_ms=created_ms)
+        return ClaimReply(_TAKEN_OVER, record.fencing_token)
 
     def ensure_operation(self, request: ClaimRequest) -> StoredOperation:
         """

@@ -181,14 +181,12 @@ class RedisStorage(Storage):
         outcome = _CLAIM_OUTCOMES[reply[0]]
         if len(reply) == 1:
             return ClaimReply(outcome)
-        _, fencing_token, payload, status, left, created_ms = reply
+        _, fencing_token, payload, left = reply
         return ClaimReply(
             outcome,
             fencing_token if outcome in _HAS_TOKEN else 0,
             payload,
-            status == b"failed",
             left / 1000,
-            created_ms,
         )
 
     def ensure_operation(self, request: ClaimRequest) -> StoredOperation:

@@ -68,7 +68,7 @@ def act(storage: Storage, verb: str, dice: random.Random, step: int) -> object:
     payload, failed = b"%d" % step, dice.random() < 0.3
     if verb == "claim":
         reply = storage.claim_operation(request)
-        return reply._replace(remaining=round(reply.remaining, -2), created_ms=0)
+        return reply._replace(remaining=round(reply.remaining, -2))
     if verb == "complete":
         return storage.complete_operation(request, 5, payload, failed=failed)
     if verb == "release":

@@ -3,14 +3,14 @@
 --
 -- KEYS: index, fence counter, record
 -- ARGV: key, owner, tenant, user, type, fingerprint, retention (ms), lease (ms), policy
--- Returns: {outcome, fencing token, payload, status, ms that the lease has left, created (ms)}
+-- Returns: {outcome, fencing token, payload, ms that the lease has left}
 
 local key, owner, fingerprint = ARGV[1], ARGV[2], ARGV[6]
 local now = now_ms()
 local record = read_record(KEYS[3])
 
 local function answer(outcome, left)
-  return {outcome, tonumber(record.k), record.p or '', record.s, left or 0, tonumber(record.c)}
+  return {outcome, tonumber(record.k), record.p or '', left or 0}
 end
 
 local taken_over = false

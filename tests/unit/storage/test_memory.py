@@ -219,17 +219,17 @@ class TestTime:
         """A step of the wall clock shows in what is created a second later."""
         clock = SteppingClock()
         storage = MemoryStorage(clock=clock)
-        before = storage.claim_operation(make_request(key="before"))
+        before = storage.ensure_operation(make_request(key="before"))
         clock.step(timedelta(hours=1))
         clock.advance(1)
-        after = storage.claim_operation(make_request(key="after"))
+        after = storage.ensure_operation(make_request(key="after"))
         assert after.created_ms == before.created_ms + 3_601_000
         assert after.created_ms == clock.now().timestamp() * 1000
 
     def test_system_clock_is_the_default(self) -> None:
         """Without a clock the instants are those of the system."""
-        reply = MemoryStorage().claim_operation(make_request())
-        shown = datetime.fromtimestamp(reply.created_ms / 1000, UTC)
+        record = MemoryStorage().ensure_operation(make_request())
+        shown = datetime.fromtimestamp(record.created_ms / 1000, UTC)
         assert abs(datetime.now(UTC) - shown) < timedelta(minutes=1)
 
 
