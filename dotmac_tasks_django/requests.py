@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject, empty
 
 from dotmac_tasks.fingerprint import selected_digest
-from dotmac_tasks.http import HttpIdempotency, principal_scope
+from dotmac_tasks.http import principal_scope
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks_django.bodies import request_body_digest
 from dotmac_tasks_django.conf import get_manager
@@ -35,7 +35,7 @@ class Adapter:
     def __init__(self, manager: BackgroundOperationsManager) -> None:
         config = manager.config
         self.manager = manager
-        self.http = HttpIdempotency(config, manager.guard, manager.events)
+        self.http = manager.http
         self.key_name = _meta_name(config.idempotency_header)
         self.requires_key = config.require_key
         self.credential_names = tuple(_meta_name(name) for name in config.credential_headers)
