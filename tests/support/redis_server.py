@@ -87,6 +87,8 @@ class RedisServer:
             "repl-diskless-sync-delay 0",
             'save ""',
             f"appendonly {'yes' if appendonly else 'no'}",
+            # Otherwise a write may wait, answered already, for an earlier one to reach a busy disk.
+            "appendfsync always",
             f"maxmemory-policy {maxmemory_policy}",
             # This module's own user, so that `command` works whatever the test forbids to others.
             f"user {_ADMIN} on >{self._admin_password} ~* &* +@all",
