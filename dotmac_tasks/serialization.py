@@ -15,6 +15,7 @@ types, so that a replay returns what the first call returned.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -44,6 +45,8 @@ Deepest nesting that is accepted; every process can decode it, whatever its stac
 
 # Every interpreter converts integers of this size to text and back, whatever limit it has set.
 _MAX_INT_BITS = 2048
+
+_STATUS = re.compile(r"[1-9][0-9]{2}(?:\n|\Z)")
 
 Path: TypeAlias = "tuple[Path, str | int] | None"
 """
@@ -126,13 +129,15 @@ def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes
     Encode a response.
 
     Raises:
-        ValueError: A header is none of HTTP: a colon in its name, or a line feed anywhere.
+        ValueError: A header is none of HTTP: a colon in its name, or a line break anywhere.
     """
     head = f"1h{status}\n"
     for name, value in headers:
         if ":" in name or "\n" in name or "\n" in value:
             raise ValueError(f"the header {name!r} cannot be kept on a line of its own")
         head += f"{name}: {value}\n"
+    if "\r" in head:
+        raise ValueError("a header holds a carriage return")
     # No header is an empty line, so that the first one ends the head.
     return b"%b\n%b" % (head.encode("utf-8", "surrogatepass"), body)
 
@@ -175,7 +180,10 @@ def decode_payload(payload: bytes) -> Outcome:
 
 def _decode_response(payload: bytes) -> HttpOutcome:
     end = payload.index(b"\n\n")
-    status, *lines = payload[2:end].decode("utf-8", "surrogatepass").split("\n")
+    head = payload[2:end].decode("utf-8", "surrogatepass")
+    if not _STATUS.match(head) or "\r" in head:
+        raise ValueError("the stored response is none of HTTP")
+    status, *lines = head.split("\n")
     headers = []
     for line in lines:
         name, found, value = line.partition(": ")
