@@ -285,7 +285,8 @@ class Channel:
 
     def _exchange(self, command: bytes, deadline: float) -> Reply:
         pool = self._pool
-        connection = pool.take(deadline)
+        place = pool.take(deadline)
+        connection = place.connection
         intact = sent = False
         try:
             if connection is not None:
@@ -310,9 +311,10 @@ class Channel:
             raise
         finally:
             if intact:
-                pool.give_back(connection)
+                place.connection = connection
+                pool.give_back(place)
             else:
-                pool.forget()
+                pool.forget(place)
                 if connection is not None:
                     connection.disconnect()
 

@@ -257,7 +257,7 @@ def test_no_leases_need_no_trip(storage: RedisStorage) -> None:
     """Renewing nothing asks nobody."""
     storage.close()
     assert storage.renew_leases([]) == []
-    assert storage._channel._pool._count == 0
+    assert storage._channel._pool.count == 0
 
 
 def test_damaged_lock_is_refused(storage: RedisStorage, client: Any, prefix: str) -> None:

@@ -369,11 +369,11 @@ def test_breaker_learns_nothing_from_busy_connections(
     """A call that finds no free connection says so and does not count as a failure."""
     storage = open_storage(proxy.url(), max_connections=1, breaker_threshold=1, timeout=0.1)
     pool = storage._channel._pool
-    assert pool.take(0.0) is None
+    place = pool.take(0.0)
     with pytest.raises(StorageUnavailableError, match="max_connections"):
         storage.find_operation("k")
     assert storage._channel.breaker.state == "closed"
-    pool.forget()
+    pool.forget(place)
     assert storage.find_operation("k") is None
 
 
@@ -450,7 +450,7 @@ def test_interrupt_leaves_no_connection_behind(
         patch.setattr(redis_connection, "_ask", _raise(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             claim(storage)
-    assert storage._channel._pool._count == 0
+    assert storage._channel._pool.count == 0
     assert claim(storage) is ClaimOutcome.CLAIMED
 
 
