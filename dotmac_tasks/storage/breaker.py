@@ -5,6 +5,7 @@ Answers for a server that keeps failing, so that nobody waits for it.
 from __future__ import annotations
 
 import threading
+from math import inf
 
 from dotmac_tasks.typing import Clock
 
@@ -18,7 +19,8 @@ class CircuitBreaker:
     Closed, all pass. After `threshold` failures in a row it is open and lets
     nothing through for `cooldown` seconds. Then it is half-open: one call passes
     as a probe, the others are still refused, and the probe's end closes it or
-    opens it anew.
+    opens it anew. A probe whose end is not told within another `cooldown`, as
+    when an interrupt ended its call, is replaced.
 
     Instances may be shared between threads: `_lock` guards every write. A call
     that passes a closed breaker takes no lock; it may pass one that opens at
@@ -44,7 +46,7 @@ class CircuitBreaker:
         self._lock = threading.RLock()
         self._failures = 0
         self._opened_at = 0.0
-        self._probing = False
+        self._probed_at = -inf
 
     @property
     def state(self) -> str:
@@ -65,9 +67,10 @@ class CircuitBreaker:
         with self._lock:
             if self._failures < self._threshold:
                 return True
-            if self._probing or not self._is_cool():
+            now = self._clock.monotonic()
+            if not self._is_cool() or now - self._probed_at < self._cooldown:
                 return False
-            self._probing = True
+            self._probed_at = now
             return True
 
     def record_success(self) -> None:
@@ -77,7 +80,7 @@ class CircuitBreaker:
         if self._failures:
             with self._lock:
                 self._failures = 0
-                self._probing = False
+                self._probed_at = -inf
 
     def record_failure(self) -> None:
         """
@@ -85,7 +88,7 @@ class CircuitBreaker:
         """
         with self._lock:
             self._failures += 1
-            self._probing = False
+            self._probed_at = -inf
             self._opened_at = self._clock.monotonic()
 
     def record_nothing(self) -> None:
@@ -93,7 +96,7 @@ class CircuitBreaker:
         Note that a call ended without telling anything of the server.
         """
         with self._lock:
-            self._probing = False
+            self._probed_at = -inf
 
     def _is_cool(self) -> bool:
         return self._clock.monotonic() - self._opened_at >= self._cooldown

@@ -98,6 +98,16 @@ def test_breaker_gives_a_probe_back_that_told_nothing(
     assert opened.lets_through()
 
 
+def test_breaker_replaces_a_probe_that_vanished(opened: CircuitBreaker, clock: FakeClock) -> None:
+    """A probe that was interrupted before it could tell anything is not waited for for ever."""
+    clock.advance(5)
+    assert opened.lets_through()
+    clock.advance(4.9)
+    assert not opened.lets_through()
+    clock.advance(0.2)
+    assert opened.lets_through()
+
+
 def test_breaker_asks_again_under_its_lock(clock: FakeClock) -> None:
     """A breaker that closes while a caller waits for its lock lets that caller through."""
     breaker = CircuitBreaker(threshold=1, cooldown=5, clock=clock)
