@@ -1,21 +1,17 @@
 """
 A storage in the memory of one process, for tests, tools and single-process services.
 
-How it is laid out: one dictionary for each kind of record; one heap of the
-instants at which a record may have expired; the finished records in the order
-in which they may be forgotten; and sorted numbers for listing. A record has at
-most one valid entry in the heap, which may come before its expiry but never
-after it: a renewal, which only moves the expiry away, does not touch the heap.
+How it is laid out: one dictionary for each kind of record; one queue of all by
+their expiry; the finished records in the order in which they may be forgotten;
+and sorted numbers for listing.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from heapq import heapify, heappop, heappush
 from math import inf
 from typing import ClassVar, TypeAlias, TypeVar
 
@@ -45,6 +41,7 @@ from dotmac_tasks.models import (
     WriteOutcome,
 )
 from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.indexes import Entry, ExpiryQueue, SortedNumbers
 from dotmac_tasks.typing import Clock
 
 __all__ = ["MemoryStorage"]
@@ -59,29 +56,10 @@ _TAKEN_OVER = ClaimOutcome.TAKEN_OVER
 _DONE = WriteOutcome.DONE
 _LOST = WriteOutcome.LOST
 
-_CHUNK = 512
-_SLACK = 64
 _NEARLY_FULL = 0.9
 
 
-class _Entry:
-    """
-    What records of all kinds have in common; guarded by the storage's lock.
-
-    Instants are those of the monotonic clock. `due` and `ticket` are those of
-    the entry in the heap; the ticket is 0 and `due` infinite without one.
-    """
-
-    __slots__ = ("due", "expires", "name", "ticket")
-
-    def __init__(self, name: str, expires: float) -> None:
-        self.name = name
-        self.expires = expires
-        self.due = inf
-        self.ticket = 0
-
-
-class _Operation(_Entry):
+class _Operation(Entry):
     """
     An idempotency record; guarded by the storage's lock.
 
@@ -148,7 +126,7 @@ class _Operation(_Entry):
         )
 
 
-class _Background(_Entry):
+class _Background(Entry):
     """
     A background operation; guarded by the storage's lock.
     """
@@ -162,7 +140,7 @@ class _Background(_Entry):
         self.request_id = ""
 
 
-class _HeldLock(_Entry):
+class _HeldLock(Entry):
     """
     A lock that somebody holds; guarded by the storage's lock.
     """
@@ -175,57 +153,8 @@ class _HeldLock(_Entry):
         self.fencing_token = fencing_token
 
 
-_E = TypeVar("_E", bound=_Entry)
+_E = TypeVar("_E", bound=Entry)
 _Listing: TypeAlias = tuple[str, OperationStatus | None]
-
-
-class _SortedNumbers:
-    """
-    Distinct numbers in order, in chunks; guarded by the storage's lock.
-
-    Adding and removing move the numbers of one chunk only, wherever they are.
-    """
-
-    __slots__ = ("_chunks",)
-
-    def __init__(self) -> None:
-        self._chunks: list[list[int]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._chunks)
-
-    def add(self, number: int) -> None:
-        chunks = self._chunks
-        if not chunks:
-            chunks.append([number])
-            return
-        index = min(self._find_chunk(number), len(chunks) - 1)
-        chunk = chunks[index]
-        insort(chunk, number)
-        if len(chunk) > 2 * _CHUNK:
-            chunks.insert(index + 1, chunk[_CHUNK:])
-            del chunk[_CHUNK:]
-
-    def remove(self, number: int) -> None:
-        index = self._find_chunk(number)
-        chunk = self._chunks[index]
-        del chunk[bisect_left(chunk, number)]
-        if not chunk:
-            del self._chunks[index]
-
-    def below(self, number: float) -> Iterator[int]:
-        """
-        Yield what is below `number`, the largest first.
-        """
-        index = self._find_chunk(number)
-        if index < len(self._chunks):
-            chunk = self._chunks[index]
-            yield from reversed(chunk[: bisect_left(chunk, number)])
-        for chunk in reversed(self._chunks[:index]):
-            yield from reversed(chunk)
-
-    def _find_chunk(self, number: float) -> int:
-        return bisect_left(self._chunks, number, key=lambda chunk: chunk[-1])
 
 
 class MemoryStorage(Storage):
@@ -269,12 +198,11 @@ class MemoryStorage(Storage):
         self._backgrounds: dict[str, _Background] = {}
         self._locks: dict[str, _HeldLock] = {}
         self._fence = 0
-        self._heap: list[tuple[float, int]] = []
-        self._tickets: dict[int, _Entry] = {}
-        self._finished: OrderedDict[_Entry, None] = OrderedDict()
-        self._listings: dict[_Listing, _SortedNumbers] = {}
+        self._expiry = ExpiryQueue()
+        self._finished: OrderedDict[Entry, None] = OrderedDict()
+        self._listings: dict[_Listing, SortedNumbers] = {}
         self._by_order: dict[int, _Background] = {}
-        self._numbers = itertools.count(1)
+        self._orders = itertools.count(1)
         # What turns the monotonic clock's milliseconds into the wall clock's, and since when.
         self._offset = 0.0
         self._looked_at = -inf
@@ -431,7 +359,7 @@ class MemoryStorage(Storage):
             held = _find_live(self._locks, lease.name, now)
             if held is None or held.owner != lease.owner:
                 return False
-            self._keep_until(held, now + lease.seconds)
+            self._expiry.keep_until(held, now + lease.seconds)
             return True
         record = _find_live(self._operations, lease.name, now)
         if (
@@ -460,7 +388,7 @@ class MemoryStorage(Storage):
                 self._locks[name] = held
             elif held.owner != owner:
                 return None
-            self._keep_until(held, now + ttl)
+            self._expiry.keep_until(held, now + ttl)
             return LockGrant(held.fencing_token)
 
     def release_lock(self, name: str, owner: str) -> bool:
@@ -518,7 +446,7 @@ class MemoryStorage(Storage):
             expires = inf if retention is None else now + retention
             if entry is None:
                 self._make_room(self._backgrounds.get(operation_id), now)
-                entry = _Background(record, expires, next(self._numbers))
+                entry = _Background(record, expires, next(self._orders))
                 self._backgrounds[operation_id] = entry
             else:
                 self._unlist(entry)
@@ -528,7 +456,7 @@ class MemoryStorage(Storage):
             self._list(entry)
             if status is _COMPLETED or status is _FAILED:
                 self._finished[entry] = None
-            self._keep_until(entry, expires)
+            self._expiry.keep_until(entry, expires)
             return record
 
     def find_background(self, operation_id: str) -> BackgroundRecord | None:
@@ -583,13 +511,13 @@ class MemoryStorage(Storage):
         with self._lock:
             now = self._monotonic()
             if dry_run:
-                return PurgeReport(self._count_expired(now), False)
+                return PurgeReport(self._expiry.count_expired(now), False)
             removed = 0
-            entry = self._find_expired(now)
+            entry = self._expiry.find_expired(now)
             while entry is not None and removed < limit:
                 self._remove(entry)
                 removed += 1
-                entry = self._find_expired(now)
+                entry = self._expiry.find_expired(now)
             return PurgeReport(removed, entry is not None)
 
     def check_health(self) -> StorageHealth:
@@ -600,7 +528,7 @@ class MemoryStorage(Storage):
             now = self._monotonic()
             count = self._count_records()
             room = count < self._max_records or bool(self._finished)
-            healthy = room or self._find_expired(now) is not None
+            healthy = room or self._expiry.find_expired(now) is not None
             latency = self._monotonic() - now
         warnings = []
         if count >= self._max_records * _NEARLY_FULL:
@@ -646,7 +574,7 @@ class MemoryStorage(Storage):
         expires = now + request.ttl
         record = _Operation(request, status, expires, created_ms, self._offset)
         self._operations[request.key] = record
-        self._schedule(record, expires)
+        self._expiry.schedule(record, expires)
         return record
 
     def _take(
@@ -669,27 +597,22 @@ class MemoryStorage(Storage):
         _extend(record, now + request.lease)
         # The claim may be completed at once, so its retention may be over that early.
         if now + request.ttl < record.due:
-            self._schedule(record, now + request.ttl)
+            self._expiry.schedule(record, now + request.ttl)
 
     def _finish(self, record: _Operation, payload: bytes, failed: bool, expires: float) -> None:
         record.payload = payload
         record.status = _FAILED if failed else _COMPLETED
         self._finished[record] = None
-        self._keep_until(record, expires)
+        self._expiry.keep_until(record, expires)
 
-    def _keep_until(self, entry: _Entry, expires: float) -> None:
-        entry.expires = expires
-        if expires < entry.due:
-            self._schedule(entry, expires)
-
-    def _make_room(self, expired: _Entry | None, now: float) -> None:
+    def _make_room(self, expired: Entry | None, now: float) -> None:
         """
         Remove the expired namesake of what comes, or whatever may go if it is full.
         """
         if expired is not None:
             self._remove(expired)
         elif self._count_records() >= self._max_records:
-            victim = self._find_expired(now) or next(iter(self._finished), None)
+            victim = self._expiry.find_expired(now) or next(iter(self._finished), None)
             if victim is None:
                 raise StorageUnavailableError(
                     self.name, f"none of its {self._max_records} records may be forgotten"
@@ -699,9 +622,9 @@ class MemoryStorage(Storage):
     def _count_records(self) -> int:
         return len(self._operations) + len(self._backgrounds) + len(self._locks)
 
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: Entry) -> None:
         # The indexes first: a record that an interrupt leaves without them is still whole.
-        self._tickets.pop(entry.ticket, None)
+        self._expiry.discard(entry)
         self._finished.pop(entry, None)
         if isinstance(entry, _Operation):
             del self._operations[entry.name]
@@ -710,55 +633,6 @@ class MemoryStorage(Storage):
             del self._backgrounds[entry.name]
         else:
             del self._locks[entry.name]
-
-    def _schedule(self, entry: _Entry, due: float) -> None:
-        """
-        Enter it in the heap in place of its former entry, which goes stale.
-
-        Stale ones, whose ticket is gone, are left behind until they come to the
-        top or outnumber the valid ones.
-        """
-        tickets, heap = self._tickets, self._heap
-        tickets.pop(entry.ticket, None)
-        entry.ticket = ticket = next(self._numbers)
-        entry.due = due
-        tickets[ticket] = entry
-        heappush(heap, (due, ticket))
-        if len(heap) > 2 * len(tickets) + _SLACK:
-            heap[:] = [(entry.due, ticket) for ticket, entry in tickets.items()]
-            heapify(heap)
-
-    def _find_expired(self, now: float) -> _Entry | None:
-        """
-        Return a record that is expired, putting off those that were kept longer.
-        """
-        heap, tickets = self._heap, self._tickets
-        while heap and heap[0][0] <= now:
-            ticket = heap[0][1]
-            entry = tickets.get(ticket)
-            if entry is not None and entry.expires <= now:
-                return entry
-            heappop(heap)
-            if entry is not None:
-                del tickets[ticket]
-                entry.due, entry.ticket = inf, 0
-                self._keep_until(entry, entry.expires)
-        return None
-
-    def _count_expired(self, now: float) -> int:
-        """
-        Count without removing, by those parts of the heap that are due.
-        """
-        heap, tickets = self._heap, self._tickets
-        count = 0
-        indexes = [0]
-        while indexes:
-            index = indexes.pop()
-            if index < len(heap) and heap[index][0] <= now:
-                entry = tickets.get(heap[index][1])
-                count += entry is not None and entry.expires <= now
-                indexes += (2 * index + 1, 2 * index + 2)
-        return count
 
     def _iterate(
         self, tenant_id: str, status: OperationStatus | None, below: float
@@ -769,7 +643,7 @@ class MemoryStorage(Storage):
     def _list(self, entry: _Background) -> None:
         self._by_order[entry.order] = entry
         for listing in _get_listings(entry):
-            self._listings.setdefault(listing, _SortedNumbers()).add(entry.order)
+            self._listings.setdefault(listing, SortedNumbers()).add(entry.order)
 
     def _unlist(self, entry: _Background) -> None:
         del self._by_order[entry.order]

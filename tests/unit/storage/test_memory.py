@@ -17,7 +17,7 @@ from dotmac_tasks.models import (
     OperationStatus,
 )
 from dotmac_tasks.storage import MemoryStorage
-from dotmac_tasks.storage.memory import _SortedNumbers
+from dotmac_tasks.storage.indexes import SortedNumbers
 from dotmac_tasks.testing import FakeClock
 from support.backends import make_request
 from support.concurrency import run_together
@@ -257,10 +257,10 @@ class TestHeap:
         for _ in range(1000):
             storage.claim_operation(make_request())
             storage.release_operation("k", "a")
-        assert len(storage._heap) < 100
+        assert len(storage._expiry) < 100
         clock.advance(3601)
         assert storage.purge_expired(10).removed == 1
-        assert storage._heap == []
+        assert len(storage._expiry) == 0
 
     def test_renewals_do_not_pile_up(self, clock: FakeClock) -> None:
         """However often a lease is renewed, it has one entry."""
@@ -275,7 +275,7 @@ class TestHeap:
             clock.advance(10)
             storage.purge_expired(10)
             assert storage.renew_leases(leases) == [True, True]
-        assert len(storage._heap) == 2
+        assert len(storage._expiry) == 2
 
     def test_expired_locks_are_purged(self, clock: FakeClock) -> None:
         """Locks whose holders died do not pile up."""
@@ -292,7 +292,7 @@ class TestHeap:
         storage.claim_operation(make_request(ttl=10, lease=10, on_abandoned="refuse"))
         clock.advance(1000)
         assert storage.purge_expired(10).removed == 0
-        assert storage._heap == []
+        assert len(storage._expiry) == 0
         storage.settle_operation("k", b"x", failed=False)
         clock.advance(11)
         assert storage.purge_expired(10).removed == 1
@@ -328,7 +328,7 @@ class TestListing:
 
     def test_numbers_are_sorted_over_many_chunks(self) -> None:
         """Thousands of numbers added in any order come back largest first, without the removed."""
-        numbers = _SortedNumbers()
+        numbers = SortedNumbers()
         added = [number * 7919 % 5000 for number in range(5000)]
         for number in added:
             numbers.add(number)
