@@ -1,5 +1,5 @@
 -- Claim a key, take over a lease that is over, or report what is there.
--- Uses: common, record, expiry, write
+-- Uses: quick_claim, common, record, expiry, write
 --
 -- KEYS: index, fence counter, record
 -- ARGV: key, owner, tenant, user, type, fingerprint, retention (ms), lease (ms), policy
@@ -7,29 +7,25 @@
 
 local key, owner, fingerprint = ARGV[1], ARGV[2], ARGV[6]
 local now = now_ms()
-local record = read_record(KEYS[3])
+local record = read_record(KEYS[3]) -- there is one, or the quick claim had made it
 
 local function answer(outcome, left)
   return {outcome, tonumber(record.k), record.p or '', left or 0}
 end
 
 local taken_over = false
-if record then
-  if record.t ~= ARGV[3] then return {'foreign'} end
-  if record.f ~= '' and record.f ~= fingerprint then return {'mismatch'} end
-  if FINISHED[record.s] then return answer('finished') end
-  if record.s == 'in_progress' then
-    if record.o == owner then -- sent again: as the first time
-      if record.g ~= 'd' then extend(KEYS[3], KEYS[1], key, record, now + ARGV[8]) end
-      return answer(record.g == 't' and 'taken_over' or 'claimed')
-    end
-    local left = record.l - now
-    if left > 0 then return answer('in_progress', left) end
-    if record.a == 'refuse' then return answer('unresolved') end
-    taken_over = true
+if record.t ~= ARGV[3] then return {'foreign'} end
+if record.f ~= '' and record.f ~= fingerprint then return {'mismatch'} end
+if FINISHED[record.s] then return answer('finished') end
+if record.s == 'in_progress' then
+  if record.o == owner then -- sent again: as the first time
+    if record.g ~= 'd' then extend(KEYS[3], KEYS[1], key, record, now + ARGV[8]) end
+    return answer(record.g == 't' and 'taken_over' or 'claimed')
   end
-else
-  record = {v = '1', t = ARGV[3], u = ARGV[4], n = ARGV[5], c = int(now)}
+  local left = record.l - now
+  if left > 0 then return answer('in_progress', left) end
+  if record.a == 'refuse' then return answer('unresolved') end
+  taken_over = true
 end
 record.s, record.o, record.f, record.g = 'in_progress', owner, fingerprint, taken_over and 't' or ''
 record.r, record.l, record.a = ARGV[7], int(now + ARGV[8]), ARGV[9]

@@ -20,8 +20,9 @@ end
 
 local function write_finished(key, index, name, r, status, payload)
   r.s, r.e = status, int(now_ms())
+  -- Tenant and fingerprint come first: by them the quick claim knows a replay.
   local head = table.concat({
-    't', #r.t, ':', r.t, 'u', #r.u, ':', r.u, 'n', #r.n, ':', r.n, 'f', #r.f, ':', r.f,
+    't', #r.t, ':', r.t, 'f', #r.f, ':', r.f, 'u', #r.u, ':', r.u, 'n', #r.n, ':', r.n,
     'o', #r.o, ':', r.o, 'k', #r.k, ':', r.k, 'r', #r.r, ':', r.r, 'c', #r.c, ':', r.c,
     'e', #r.e, ':', r.e, 'g', #r.g, ':', r.g,
   })

@@ -15,6 +15,7 @@ import pytest
 from dotmac_tasks.errors import CorruptRecordError, InvalidKeyError, StorageError
 from dotmac_tasks.models import (
     ClaimOutcome,
+    ClaimReply,
     Lease,
     LeaseKind,
     OperationStatus,
@@ -41,7 +42,7 @@ SCRIPTS = sorted(
     for each in resources.files("dotmac_tasks.storage.lua").iterdir()
     if each.name.endswith(".lua")
 )
-SHARED = {"common", "record", "expiry", "write", "describe", "background"}
+SHARED = {"quick_claim", "common", "record", "expiry", "write", "describe", "background"}
 
 
 @pytest.fixture
@@ -111,8 +112,30 @@ def test_finished_record_packs_its_head(storage: RedisStorage, client: Any, pref
     fields = client.hgetall(key)
     assert set(fields) == {b"v", b"s", b"h", b"p"}
     assert fields[b"p"] == payload
-    assert b"t6:tenantu4:usern6:chargef11:fingerprinto1:a" in fields[b"h"]
+    assert fields[b"h"].startswith(b"t6:tenantf11:fingerprintu4:usern6:chargeo1:a")
     assert 99_000 < client.pttl(key) <= 100_000
+
+
+def test_finished_record_is_replayed_however_its_head_is_ordered(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """The order in the head only decides how soon a replay is known; a cut head is refused."""
+    request = make_request(tenant_id="a\0b", fingerprint="f\0")
+    storage.complete_operation(request, 1, b"x", failed=False)
+    key = f"{prefix}:idempo:k"
+    head = client.hget(key, "h")
+    assert head.startswith(b"t3:a\0bf2:f\0u")
+    for order in (head, head[6:] + head[:6], head[11:] + head[:11]):
+        client.hset(key, "h", order)
+        reply = storage.claim_operation(request._replace(owner="b"))
+        assert reply == ClaimReply(ClaimOutcome.FINISHED, payload=b"x")
+        foreign = storage.claim_operation(request._replace(tenant_id="a"))
+        assert foreign.outcome is ClaimOutcome.FOREIGN
+        mismatch = storage.claim_operation(request._replace(fingerprint="f"))
+        assert mismatch.outcome is ClaimOutcome.MISMATCH
+    client.hset(key, "h", head[:8])
+    with pytest.raises(CorruptRecordError):
+        storage.claim_operation(request)
 
 
 def test_refusing_claim_never_expires(storage: RedisStorage, client: Any, prefix: str) -> None:
