@@ -395,6 +395,7 @@ class _Parts:
 
     def __init__(self, ignored_fields: Collection[str]) -> None:
         self._ignored = {_to_bytes(name) for name in ignored_fields}
+        # By the digests of names, since names may be long.
         self._seen: Counter[tuple[bytes, bool]] = Counter()
         self._digests: list[bytes] = []
 
@@ -402,7 +403,7 @@ class _Parts:
         # With further headers, some reader may find another name there.
         if head.filename is None and head.name in self._ignored and not head.other_headers:
             return
-        group = (head.name, head.filename is None)
+        group = (sha256(head.name).digest(), head.filename is None)
         facts = (
             head.name,
             b"field" if head.filename is None else b"file:" + head.filename,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import json
 from typing import Any
 
@@ -373,6 +374,33 @@ def test_malformed_multipart_counts_by_its_bytes(body: bytes) -> None:
     content_type = "multipart/form-data; boundary=x"
     assert body_digest(content_type, body) == body_digest("text/plain", body)
     assert stream_digest(content_type, Trickle(body, 1000)) == body_digest("text/plain", body)
+
+
+def test_long_names_fill_no_memory() -> None:
+    """
+    Of a form's names nothing is kept but digests.
+    """
+
+    class Form:
+        """
+        Many parts, made as they are read; used by one thread.
+        """
+
+        def __init__(self) -> None:
+            self.parts = iter(range(500))
+
+        def read(self, size: int) -> bytes:
+            number = next(self.parts, None)
+            if number is None:
+                return b""
+            return b"--x\r\n" + FIELD.format(str(number) * 5_000).encode() + b"\r\n\r\n1\r\n"
+
+    tracemalloc.start()
+    try:
+        stream_digest("multipart/form-data; boundary=x", Form())
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_multipart_without_a_boundary_counts_by_its_bytes() -> None:
