@@ -126,9 +126,9 @@ class Storage(ABC):
         In progress under the same owner, whether or not the lease is over: DONE.
         Finished by the same owner: DONE, and the first outcome stays. Held or
         finished by anybody else, or pending: LOST. Absent or expired: the
-        finished record is written whole from the request, since nobody else
-        claimed the key in between, and the fencing counter is raised to at least
-        `fencing_token`.
+        finished record is written whole from the request, since nobody holds the
+        key and no other outcome counts any more, and the fencing counter is raised
+        to at least `fencing_token`.
 
         Raises:
             StorageError: As the module's rules say.
@@ -246,7 +246,7 @@ class Storage(ABC):
         Atomic: the check and the write of the record and its index entries. An
         expected revision of 0 means that it must be absent. With `retention` it
         expires so many seconds from now, without it stays. Sent again with the
-        same `request_id`: answers as the first time.
+        same `request_id`, and nobody wrote since: answers as the first time.
 
         Raises:
             InvalidKeyError: The id cannot be one.

@@ -10,7 +10,7 @@ local record = read_record(KEYS[3])
 if record then
   if record.o ~= owner then return 'lost' end
   if FINISHED[record.s] then return record.g == 's' and 'lost' or 'done' end -- sent again
-else -- nobody else claimed the key since, so it is written whole
+else -- nobody holds the key, so it is written whole
   record = {
     t = ARGV[3], u = ARGV[4], n = ARGV[5], f = ARGV[6], o = owner, k = ARGV[8], g = '',
     c = int(now_ms()),

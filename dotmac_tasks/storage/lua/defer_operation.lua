@@ -10,7 +10,7 @@ local record = read_record(KEYS[3])
 if record then
   if record.o ~= ARGV[2] then return 'lost' end
   if FINISHED[record.s] then return 'done' end
-else -- nobody else claimed the key since, so it is written whole
+else -- nobody holds the key, so it is written whole
   record = {
     v = '1', s = 'in_progress', t = ARGV[3], u = ARGV[4], n = ARGV[5], f = ARGV[6], o = ARGV[2],
     c = int(now), r = ARGV[7], a = ARGV[9], k = next_fence(KEYS[2]),
