@@ -82,7 +82,7 @@ def find_method_options(
     Return what was attached to the method of a class-based view that serves an HTTP method.
     """
     verb = method.lower()
-    handler = getattr(owner, (actions or {}).get(verb, verb), None)
+    handler: Any = getattr(owner, (actions or {}).get(verb, verb), None)
     if getattr(handler, "__module__", "") == _API_VIEW:
         handler = inspect.getclosurevars(handler).nonlocals.get("func")
     return getattr(handler, _OPTIONS, None)

@@ -91,11 +91,15 @@ def test_two_managers_over_one_storage_are_two_processes() -> None:
         manager.stop()
 
 
-def test_owner_that_slept_too_long_cannot_replace_its_successor(clock: FakeClock) -> None:
+def test_owner_that_slept_too_long_cannot_replace_its_successor(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A frozen owner that wakes up keeps its own result, and the successor's stays recorded."""
     storage = MemoryStorage(clock=clock)
     sleeper = BackgroundOperationsManager(storage, clock=clock, enable_background_cleanup=False)
     successor = BackgroundOperationsManager(storage, clock=clock, enable_background_cleanup=False)
+    # What is frozen renews nothing; a thread that starts late would.
+    monkeypatch.setattr(sleeper.heartbeat, "hold", lambda held: None)
     quick = successor.idempotent("charge", key=lambda: "order-1")(lambda: "second")
 
     @sleeper.idempotent("charge", key=lambda: "order-1")
