@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Literal, Self, get_args
 
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.models import AbandonedPolicy
 
 __all__ = [
@@ -77,6 +78,8 @@ class TasksConfig:
         cleanup_interval: Seconds between two runs of the manager's own cleanup.
         enable_background_cleanup: Whether the manager cleans up by itself.
         max_waiting: Most threads of this process that wait for a running duplicate.
+        hooks: What receives events: instances of `MetricsHooks`, or dotted paths of such or of
+            their classes.
 
     Raises:
         ConfigurationError: A value is of the wrong type, out of range, or cannot work with another.
@@ -110,6 +113,7 @@ class TasksConfig:
     cleanup_interval: float = 3_600.0
     enable_background_cleanup: bool = True
     max_waiting: int = 4
+    hooks: tuple[str | MetricsHooks, ...] = ()
     _exempt_exact: frozenset[str] = field(init=False, repr=False, compare=False)
     _exempt_prefixes: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
@@ -127,6 +131,7 @@ class TasksConfig:
             _match(name, getattr(self, name), _TOKEN, "the name of a header")
         for name in ("tenant", "principal"):
             _check_resolver(name, getattr(self, name))
+        self._set("hooks", _to_hooks(self.hooks))
         self._set("methods", _to_methods(self.methods))
         self._set("exempt_paths", _to_paths(self.exempt_paths))
         for name in _HEADER_LISTS:
@@ -214,18 +219,23 @@ class TasksConfig:
         value: str | Callable[..., Any] | None = getattr(self, name)
         if not isinstance(value, str):
             return value
-        module, _, attribute = value.rpartition(".")
-        try:
-            found: object = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigurationError(
-                name.upper(), f"{value} cannot be imported: {error}. Correct it.", value=value
-            ) from error
+        found = _import(name, value)
         if not callable(found):
             raise ConfigurationError(
                 name.upper(), f"{value} is not callable. Name a function.", value=value
             )
         return found
+
+    def resolve_hooks(self) -> tuple[MetricsHooks, ...]:
+        """
+        Return the hooks of the settings; of a class, a new instance.
+
+        Not called at construction, as `resolve_callable` is not.
+
+        Raises:
+            ConfigurationError: One cannot be imported, or receives no events.
+        """
+        return tuple(_make_hooks(item) for item in self.hooks)
 
     def find_risks(self) -> tuple[str, ...]:
         """
@@ -279,7 +289,7 @@ _FLAGS = ("require_key", "enable_background_cleanup")
 _COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0}
 _HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
 _HEADER_LISTS = ("credential_headers", "replay_headers")
-_LISTS = ("methods", "exempt_paths", *_HEADER_LISTS)
+_LISTS = ("methods", "exempt_paths", "hooks", *_HEADER_LISTS)
 _CHOICES: dict[str, tuple[str, ...]] = {
     "in_progress": get_args(InProgressAnswer),
     "on_storage_error": get_args(StorageErrorPolicy),
@@ -384,6 +394,39 @@ def _check_resolver(name: str, value: object) -> None:
         _match(name, value, _DOTTED_PATH, "a callable or the dotted path of one")
     elif value is not None and not callable(value):
         raise _wrong(name, "a callable or the dotted path of one", value)
+
+
+def _to_hooks(value: object) -> tuple[str | MetricsHooks, ...]:
+    wanted = "a list of MetricsHooks or of dotted paths to them"
+    if not isinstance(value, list | tuple):
+        raise _wrong("hooks", wanted, value)
+    for item in value:
+        if not isinstance(item, MetricsHooks):
+            _match("hooks", item, _DOTTED_PATH, wanted)
+    return tuple(value)
+
+
+def _make_hooks(item: str | MetricsHooks) -> MetricsHooks:
+    if isinstance(item, MetricsHooks):
+        return item
+    found = _import("hooks", item)
+    made = found() if isinstance(found, type) else found
+    if not isinstance(made, MetricsHooks):
+        raise ConfigurationError(
+            "HOOKS", f"{item} is no MetricsHooks. Derive its class from that.", value=item
+        )
+    return made
+
+
+def _import(name: str, path: str) -> object:
+    module, _, attribute = path.rpartition(".")
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            name.upper(), f"{path} cannot be imported: {error}. Correct it.", value=path
+        ) from error
+    return found
 
 
 def _to_strings(name: str, value: object) -> tuple[str, ...]:

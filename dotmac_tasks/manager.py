@@ -110,7 +110,7 @@ class BackgroundOperationsManager:
         self.config = TasksConfig.from_mapping(settings, base=config)
         self.wsgi_app: Any = None
         self._clock = clock or SystemClock()
-        self.events = EventDispatcher(hooks, self._clock)
+        self.events = EventDispatcher([*self.config.resolve_hooks(), *hooks], self._clock)
         # A storage that was handed in belongs to whoever made it.
         self._owns_storage = not isinstance(storage, Storage)
         self.storage = storage if isinstance(storage, Storage) else self._make_storage()

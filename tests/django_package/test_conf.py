@@ -7,6 +7,8 @@ import pytest
 from django.test import override_settings
 
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.events import IdempotencyMiss
+from dotmac_tasks.testing import EventRecorder
 from dotmac_tasks_django import conf
 from dotmac_tasks_django.conf import get_manager, load_config
 from dotmac_tasks_django.requests import current_adapter
@@ -38,6 +40,16 @@ def test_background_cleanup_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPa
         assert load_config().enable_background_cleanup is True
     monkeypatch.setenv("DOTMAC_TASKS_ENABLE_BACKGROUND_CLEANUP", "yes")
     assert load_config().enable_background_cleanup is True
+
+
+def test_hooks_of_the_settings_receive_events() -> None:
+    """A project names its hooks in the settings and learns what happens."""
+    recorder = EventRecorder()
+    with override_tasks_settings(hooks=[recorder]):
+        manager = get_manager()
+        manager.idempotent("charge")(lambda: 1)()
+        assert manager.events.flush(30)
+    assert len(recorder.of_type(IdempotencyMiss)) == 1
 
 
 def test_missing_settings_are_empty() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from dotmac_tasks.config import TasksConfig, check_setting, redact_url
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.testing import EventRecorder
 
 SECRET = "redis://user:hunter2@db.example:6379/0?password=hunter2"
 
@@ -50,6 +51,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "cleanup_interval": 3600.0,
         "enable_background_cleanup": True,
         "max_waiting": 4,
+        "hooks": (),
         "_exempt_exact": frozenset({"/health/", "/metrics", "/admin/", "/static/"}),
         "_exempt_prefixes": ("/health/", "/admin/", "/static/"),
     }
@@ -399,6 +401,48 @@ def test_resolver_that_is_not_there_is_refused_when_asked_for(path: str, reason:
     with pytest.raises(ConfigurationError, match=reason) as caught:
         config.resolve_callable("tenant")
     assert caught.value.option == "TENANT"
+
+
+def test_hooks_are_made_when_they_are_asked_for() -> None:
+    """
+    An instance is itself, of a class named by its path there is a new instance.
+    """
+    recorder = EventRecorder()
+    config = TasksConfig(hooks=[recorder, "dotmac_tasks.testing.EventRecorder"])
+    first, second = config.resolve_hooks()
+    assert first is recorder
+    assert isinstance(second, EventRecorder)
+
+
+def test_hooks_come_by_path_of_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A path may name an instance, which is used as it is.
+    """
+    recorder = EventRecorder()
+    monkeypatch.setattr("dotmac_tasks.testing.shared", recorder, raising=False)
+    assert TasksConfig(hooks=["dotmac_tasks.testing.shared"]).resolve_hooks() == (recorder,)
+
+
+@pytest.mark.parametrize("hooks", ["dotmac_tasks.testing.EventRecorder", [3], ["nodots"]])
+def test_hooks_of_another_kind_are_refused(hooks: Any) -> None:
+    """
+    Hooks are a list, of instances or dotted paths.
+    """
+    with pytest.raises(ConfigurationError, match="a list of MetricsHooks"):
+        TasksConfig(hooks=hooks)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("posixpath.no_such_name", "cannot be imported"), ("posixpath.sep", "no MetricsHooks")],
+)
+def test_hooks_that_are_not_there_are_refused_when_asked_for(path: str, reason: str) -> None:
+    """
+    A path that leads to no hooks is an error that names the setting.
+    """
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        TasksConfig(hooks=[path]).resolve_hooks()
+    assert caught.value.option == "HOOKS"
 
 
 def test_single_setting_is_checked_under_the_name_it_was_given() -> None:
