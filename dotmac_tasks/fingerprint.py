@@ -47,12 +47,13 @@ _MAX_DEPTH = 100
 _MAX_PART_HEADERS = 16 * 1024
 _MAX_PARTS = 10_000
 
-_VALUE = r'(?:"(?:\\.|[^"\\])*"|[^;\s"]*)'
-_CONTENT_TYPE = re.compile(rf"\s*([^\s;]*)\s*((?:;\s*[^\s=;]+\s*=\s*{_VALUE}\s*)*);?\s*")
+_VALUE = r'(?:"[^"\\]*(?:\\.[^"\\]*)*"|[^;\s"]*)'
+# No two runs of spaces may meet, or a long one would be tried in every way to part it.
+_CONTENT_TYPE = re.compile(rf"([^\s;]*)((?:\s*;\s*[^\s=;]+\s*=\s*{_VALUE})*)(?:\s*;)?")
 # What nearly every client sends. Of anything else, readers may make different names.
-_PLAIN_VALUE = r'(?:"(?:[^"\\]|\\["\\])*"|[^\s;"=*\\]+)'
+_PLAIN_VALUE = r'(?:"[^"\\]*(?:\\["\\][^"\\]*)*"|[^\s;"=*\\]+)'
 _PLAIN_DISPOSITION = re.compile(rf"form-data; ?name={_PLAIN_VALUE}(?:; ?filename={_PLAIN_VALUE})?")
-_PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("(?:\\.|[^"\\])*"|[^;\s]*)')
+_PARAMETER = re.compile(r';\s*([^\s=;]+)\s*=\s*("[^"\\]*(?:\\.[^"\\]*)*"|[^;\s]*)')
 _ESCAPED = re.compile(r'\\(["\\])')
 # Other charsets give the same bytes another value, depending on who reads them.
 _JSON_CHARSETS = frozenset({"", "utf-8", "utf8", "us-ascii"})
@@ -267,7 +268,7 @@ class _ContentType(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _parse_content_type(value: str) -> _ContentType:
-    match = _CONTENT_TYPE.fullmatch(value)
+    match = _CONTENT_TYPE.fullmatch(value.strip())
     pairs = [] if match is None else _parse_parameters(match[2])
     parameters = dict(pairs)
     if match is None or len(parameters) != len(pairs):

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -419,6 +419,19 @@ def test_ambiguous_content_type_counts_as_it_is(tail: str) -> None:
     assert body_digest(content_type + tail, body) == body_digest("text/plain", body)
     twins = [request_fingerprint("POST", "/", "", it + tail, b"") for it in (content_type, "b/c")]
     assert twins[0] != twins[1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "content_type",
+    ["a; b=c" + " " * 200_000 + "x", "a;" + " " * 200_000 + "x", "a;" + "b" * 200_000 + " x"],
+    ids=["value", "separator", "name"],
+)
+def test_long_content_type_is_read_in_linear_time(content_type: str) -> None:
+    """
+    Nobody keeps a server busy with a header.
+    """
+    assert body_digest(content_type, b"{}") == body_digest("text/plain", b"{}")
 
 
 def test_json_in_another_charset_counts_by_its_bytes() -> None:
