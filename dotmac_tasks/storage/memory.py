@@ -424,13 +424,11 @@ class MemoryStorage(Storage):
         with self._lock:
             now = self._monotonic()
             entry = _find_live(self._backgrounds, operation_id, now)
-            revision = 0
-            if entry is not None:
-                foreign = entry.record.tenant_id != tenant_id
-                if entry.request_id == request_id and not foreign:
-                    return entry.record
-                revision = -1 if foreign else entry.record.revision
-            if revision != expected_revision:
+            foreign = entry is not None and entry.record.tenant_id != tenant_id
+            if entry is not None and entry.request_id == request_id and not foreign:
+                return entry.record
+            revision = 0 if entry is None else entry.record.revision
+            if foreign or revision != expected_revision:
                 raise StaleRecordError(self.name, f"Operation {operation_id}")
             now_ms = self._read_wall_clock(now)
             record = BackgroundRecord(
@@ -444,19 +442,7 @@ class MemoryStorage(Storage):
                 data,
             )
             expires = inf if retention is None else now + retention
-            if entry is None:
-                self._make_room(self._backgrounds.get(operation_id), now)
-                entry = _Background(record, expires, next(self._orders))
-                self._backgrounds[operation_id] = entry
-            else:
-                self._unlist(entry)
-                self._finished.pop(entry, None)
-                entry.record = record
-            entry.request_id = request_id
-            self._list(entry)
-            if status is _COMPLETED or status is _FAILED:
-                self._finished[entry] = None
-            self._expiry.keep_until(entry, expires)
+            self._put_background(entry, record, request_id, now, expires)
             return record
 
     def find_background(self, operation_id: str) -> BackgroundRecord | None:
@@ -598,6 +584,31 @@ class MemoryStorage(Storage):
         # The claim may be completed at once, so its retention may be over that early.
         if now + request.ttl < record.due:
             self._expiry.schedule(record, now + request.ttl)
+
+    def _put_background(
+        self,
+        entry: _Background | None,
+        record: BackgroundRecord,
+        request_id: str,
+        now: float,
+        expires: float,
+    ) -> None:
+        """
+        Write a background operation, in a new entry where there is none that is live.
+        """
+        if entry is None:
+            self._make_room(self._backgrounds.get(record.operation_id), now)
+            entry = _Background(record, expires, next(self._orders))
+            self._backgrounds[record.operation_id] = entry
+        else:
+            self._unlist(entry)
+            self._finished.pop(entry, None)
+            entry.record = record
+        entry.request_id = request_id
+        self._list(entry)
+        if record.status is _COMPLETED or record.status is _FAILED:
+            self._finished[entry] = None
+        self._expiry.keep_until(entry, expires)
 
     def _finish(self, record: _Operation, payload: bytes, failed: bool, expires: float) -> None:
         record.payload = payload
