@@ -122,7 +122,8 @@ class SortedNumbers:
     """
     Distinct numbers in order, in chunks; guarded by the storage's lock.
 
-    Adding and removing move the numbers of one chunk only, wherever they are.
+    Adding and removing move the numbers of one chunk only, wherever they are. Each
+    step leaves it whole, so that an interrupt between two of them does no harm.
     """
 
     __slots__ = ("_chunks",)
@@ -145,18 +146,19 @@ class SortedNumbers:
         chunk = chunks[index]
         insort(chunk, number)
         if len(chunk) > 2 * _CHUNK:
-            chunks.insert(index + 1, chunk[_CHUNK:])
-            del chunk[_CHUNK:]
+            chunks[index : index + 1] = [chunk[:_CHUNK], chunk[_CHUNK:]]
 
     def remove(self, number: int) -> None:
         """
-        Take out a number that is there.
+        Take out a number; harmless where it is not there.
         """
         index = self._find_chunk(number)
-        chunk = self._chunks[index]
-        del chunk[bisect_left(chunk, number)]
-        if not chunk:
+        chunk = self._chunks[index] if index < len(self._chunks) else []
+        at = bisect_left(chunk, number)
+        if chunk == [number]:
             del self._chunks[index]
+        elif chunk[at : at + 1] == [number]:
+            del chunk[at]
 
     def below(self, number: float) -> Iterator[int]:
         """

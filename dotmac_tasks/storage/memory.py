@@ -474,7 +474,9 @@ class MemoryStorage(Storage):
             expired: list[_Background] = []
             next_cursor = None
             for number in self._iterate(tenant_id, status, below):
-                entry = self._by_order[number]
+                entry = self._by_order.get(number)
+                if entry is None:
+                    continue  # An interrupt in the middle of its removal left the number behind.
                 if entry.expires <= now:
                     expired.append(entry)
                 elif len(page) < limit:
@@ -657,12 +659,14 @@ class MemoryStorage(Storage):
             self._listings.setdefault(listing, SortedNumbers()).add(entry.order)
 
     def _unlist(self, entry: _Background) -> None:
-        del self._by_order[entry.order]
+        # Harmless for what is not listed: an interrupt may have ended an earlier removal.
+        self._by_order.pop(entry.order, None)
         for listing in _get_listings(entry):
-            numbers = self._listings[listing]
-            numbers.remove(entry.order)
-            if not numbers:
-                del self._listings[listing]
+            numbers = self._listings.get(listing)
+            if numbers is not None:
+                numbers.remove(entry.order)
+                if not numbers:
+                    del self._listings[listing]
 
 
 def _find_live(table: dict[str, _E], name: str, now: float) -> _E | None:

@@ -343,6 +343,35 @@ class TestListing:
         assert list(numbers.below(5000)) == []
 
 
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_interrupted_removal_can_be_made_again(
+    after: int, storage: MemoryStorage, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt in the middle of a removal costs no later listing, removal or write anything."""
+    save(storage, "o", OperationStatus.COMPLETED, retention=10)
+    save(storage, "p", OperationStatus.PENDING)
+    clock.advance(11)
+    remove, calls = SortedNumbers.remove, []
+
+    def interrupt(numbers: SortedNumbers, number: int) -> None:
+        calls.append(number)
+        if len(calls) <= after:
+            remove(numbers, number)
+        if len(calls) == max(1, after):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SortedNumbers, "remove", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            storage.purge_expired(10)
+    for status in (None, OperationStatus.COMPLETED):
+        page = storage.list_background("tenant", status=status)
+        assert [each.operation_id for each in page.records] == ([] if status else ["p"])
+    save(storage, "o", OperationStatus.PENDING)
+    page = storage.list_background("tenant", status=OperationStatus.PENDING)
+    assert [each.operation_id for each in page.records] == ["o", "p"]
+
+
 def test_signal_handler_may_use_a_storage_that_it_interrupts() -> None:
     """A thread that is stopped inside of a verb can call another one, as a handler may."""
 
