@@ -17,17 +17,17 @@ class SystemClock:
     Holds no state; one instance serves all threads.
     """
 
+    # The system's own function, since it is asked several times for each request.
+    monotonic = staticmethod(time.monotonic)
+    """
+    Return seconds that never step back.
+    """
+
     def now(self) -> datetime:
         """
         Return the wall clock's instant, aware and in UTC.
         """
         return datetime.now(UTC)
-
-    def monotonic(self) -> float:
-        """
-        Return seconds that never step back.
-        """
-        return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """
