@@ -343,13 +343,19 @@ class TestListing:
         assert list(numbers.below(5000)) == []
 
 
+@pytest.mark.parametrize("others", [[], ["p"]])
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_interrupted_removal_can_be_made_again(
-    after: int, storage: MemoryStorage, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    after: int,
+    others: list[str],
+    storage: MemoryStorage,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An interrupt in the middle of a removal costs no later listing, removal or write anything."""
     save(storage, "o", OperationStatus.COMPLETED, retention=10)
-    save(storage, "p", OperationStatus.PENDING)
+    for other in others:
+        save(storage, other, OperationStatus.PENDING)
     clock.advance(11)
     remove, calls = SortedNumbers.remove, []
 
@@ -366,10 +372,10 @@ def test_interrupted_removal_can_be_made_again(
             storage.purge_expired(10)
     for status in (None, OperationStatus.COMPLETED):
         page = storage.list_background("tenant", status=status)
-        assert [each.operation_id for each in page.records] == ([] if status else ["p"])
+        assert [each.operation_id for each in page.records] == ([] if status else others)
     save(storage, "o", OperationStatus.PENDING)
     page = storage.list_background("tenant", status=OperationStatus.PENDING)
-    assert [each.operation_id for each in page.records] == ["o", "p"]
+    assert [each.operation_id for each in page.records] == ["o", *others]
 
 
 def test_signal_handler_may_use_a_storage_that_it_interrupts() -> None:
