@@ -171,8 +171,8 @@ def start(console: Console, stack: Stack, options: Options, shelves: dict[str, i
     elif redis_url is not None:
         console.print(f"  Storage   a private Redis, {redis_url}")
     else:
-        why = "as you asked" if options.in_memory else "there is no redis-server on this machine"
-        console.print(f"  Storage   the memory of the one process, {why}.")
+        why = "as you asked" if options.in_memory else "for want of a redis-server"
+        console.print(f"  Storage   the memory of the one process, {why}")
         console.print(
             "            [yellow]Left out[/]: several processes that share their keys, and the\n"
             "            kill of one of them. Memory dies with its process."
