@@ -291,8 +291,9 @@ class Heartbeat:
         while self._wait():
             try:
                 self.beat()
-            except Exception:
-                # A storage of somebody else's may raise anything; the leases of all must go on.
+            except BaseException:
+                # A storage of somebody else's may raise anything, and on this thread an exit or a
+                # time limit is nobody's wish; the leases of all must go on.
                 logger.exception("A beat of the heartbeat failed")
                 with self._lock:
                     self._wake_at = self._monotonic() + _LONGEST_PAUSE

@@ -451,13 +451,14 @@ def test_thread_starts_with_the_first_lease_and_renews() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(1), KeyboardInterrupt()])
 def test_thread_survives_a_storage_that_breaks_its_contract(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception that no storage may raise is logged, and renewing goes on."""
+    """An exception that no storage may raise, an exit included, is logged; renewing goes on."""
     monkeypatch.setattr(heartbeat_module, "_LONGEST_PAUSE", 0.01)
     storage = FaultyStorage()
-    storage.refuse("renew_leases", error=ZeroDivisionError())
+    storage.refuse("renew_leases", error=error)
     heartbeat = Heartbeat(storage)
     heartbeat.hold(real(0.03, storage))
     wait_until(lambda: storage.calls.count("renew_leases") >= 2)
