@@ -37,6 +37,7 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.events import StorageUnprotected
 from dotmac_tasks.fingerprint import request_fingerprint
+from dotmac_tasks.idempotency import UNSERIALIZABLE
 from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
 from dotmac_tasks.models import AbandonedPolicy, ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.serialization import (
@@ -592,6 +593,7 @@ class Run:
         "_request",
         "_result",
         "_retention",
+        "_spoiled",
         "_strict",
         "headers",
         "key",
@@ -620,6 +622,7 @@ class Run:
         self._keep: bool | None = None
         self._retention: float | None = None
         self._deferred = False
+        self._spoiled = False
         self._ended = False
         self.key = key
         self.protected = protected
@@ -638,9 +641,12 @@ class Run:
         Have retries answered with this result as JSON, and status 200.
 
         Raises:
-            SerializationError: The result is not JSON; nothing was changed.
+            SerializationError: The result is not JSON. Should the view fail over
+                it, its work is not run again: there was a result, so it is done.
         """
+        self._spoiled = True
         self._result = encode_result(result)
+        self._spoiled = False
 
     def defer(self, timeout: float) -> str:
         """
@@ -720,7 +726,11 @@ class Run:
         """
         End with an unhandled exception: the next retry runs the work.
         """
-        if self._end() and self._claim is not None:
+        if not self._end() or self._claim is None:
+            return
+        if self._spoiled and self._keep is not False:
+            self._complete(encode_tombstone(UNSERIALIZABLE))
+        else:
             self._claim.release()
 
     def abandon(self) -> None:

@@ -445,6 +445,24 @@ def test_result_that_is_not_json_is_refused(serve: Any) -> None:
     assert second.body == b"plain"
 
 
+def test_view_that_fails_over_its_result_is_not_run_again(serve: Any) -> None:
+    """
+    A result that is not JSON means that there was one: the work is done, whatever comes of it.
+    """
+
+    def handler(call: Call) -> Reply:
+        try:
+            call.set_result({1, 2})
+        except ValueError as error:
+            raise BrokenHandlerError from error
+        return Reply()
+
+    first, second = send_twice(serve(handler))
+    assert first.status == 500
+    assert second.status == 409
+    assert second.json()["type"].endswith("not-replayable")
+
+
 def test_helpers_without_a_key_do_nothing(serve: Any) -> None:
     """
     Without a key the helpers say so and setting a result has no effect.
