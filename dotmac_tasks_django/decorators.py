@@ -3,7 +3,9 @@ Per-view options, and protection for a view where the middleware is not installe
 
 Under the middleware a decorated view is claimed once, by the middleware, which
 reads the options from the view and leaves it to the decorator to send a stored
-answer. Without it the decorator does the same around the view itself.
+answer. A method of the REST framework, which authenticates inside the view, is
+claimed by its decorator. Without the middleware the decorator does all of it
+around the view itself.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dotmac_tasks_django.protection import (
     find_method_options,
     find_options,
     is_decided,
+    is_left_to_view,
     set_options,
     take_answer,
 )
@@ -163,6 +166,8 @@ def _wrap(
             return view(*args, **kwargs)
         if not isinstance(decision, Run):
             return decision
+        if is_left_to_view(request):
+            return view(*args, **kwargs)
         return _run_view(decision, request, lambda: view(*args, **kwargs))
 
     set_options(protected, options)

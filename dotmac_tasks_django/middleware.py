@@ -17,6 +17,7 @@ from dotmac_tasks_django.protection import (
     find_options,
     find_run,
     hold_answer,
+    leave_to_view,
 )
 from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
 
@@ -75,6 +76,8 @@ class BackgroundOperationsMiddleware:
         if find_run(request) is not None:
             return None
         options = find_options(view_func, request.method or "")
+        if leave_to_view(request, view_func, options):
+            return None
         decision = begin(request, view_kwargs, options)
         if not isinstance(decision, HttpResponse):
             return None

@@ -30,6 +30,8 @@ __all__ = [
     "find_run",
     "hold_answer",
     "is_decided",
+    "is_left_to_view",
+    "leave_to_view",
     "set_options",
     "take_answer",
 ]
@@ -49,6 +51,7 @@ _RUN = "dotmac_tasks_run"
 _STORE = STORE_HEADER.lower()
 _IS_EXEMPT = "dotmac_tasks_exempt"
 _ANSWER = "dotmac_tasks_answer"
+_LEFT_TO_VIEW = "dotmac_tasks_left_to_view"
 # Where `api_view` makes a class whose methods hide the function that it decorates.
 _API_VIEW = "rest_framework.decorators"
 
@@ -86,6 +89,32 @@ def find_method_options(
     if getattr(handler, "__module__", "") == _API_VIEW:
         handler = inspect.getclosurevars(handler).nonlocals.get("func")
     return getattr(handler, _OPTIONS, None)
+
+
+def leave_to_view(request: HttpRequest, view: Any, options: ViewOptions | Exempt | None) -> bool:
+    """
+    Leave the claim of a request to the decorator on a method of the REST framework.
+
+    Only there it is known who is asking: the framework authenticates inside the view. Ending
+    the run stays with the middleware.
+    """
+    while isinstance(view, partial):
+        view = view.func
+    left = (
+        isinstance(options, ViewOptions)
+        and hasattr(getattr(view, "cls", None), "perform_authentication")
+        and current_adapter().key_name in request.META
+    )
+    if left:
+        setattr(request, _LEFT_TO_VIEW, True)
+    return left
+
+
+def is_left_to_view(request: HttpRequest) -> bool:
+    """
+    Tell whether the view's decorator claims, and the middleware ends what it began.
+    """
+    return hasattr(request, _LEFT_TO_VIEW)
 
 
 def find_run(request: Any) -> Run | None:

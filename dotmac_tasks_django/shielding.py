@@ -17,7 +17,7 @@ from asgiref.sync import AsyncToSync, async_to_sync
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from dotmac_tasks_django.protection import find_run
+from dotmac_tasks_django.protection import find_run, is_left_to_view
 
 __all__ = ["shield_from_disconnect", "was_cancelled_before_view"]
 
@@ -30,7 +30,7 @@ def shield_from_disconnect(
     """
     Return `get_response`, which under ASGI finishes a request that has begun a run.
 
-    Anything else is cancelled as Django intends.
+    So it does one whose view is going to begin it. Anything else is cancelled as Django intends.
     """
     if not isinstance(get_response, AsyncToSync):
         return get_response
@@ -44,7 +44,7 @@ def shield_from_disconnect(
             try:
                 await asyncio.wait({task})
             except asyncio.CancelledError:
-                if find_run(request) is None:
+                if find_run(request) is None and not is_left_to_view(request):
                     setattr(request, _CANCELLED, True)
                     task.cancel()
         # What the view has set is seen outside, as if it had been awaited here.

@@ -1061,6 +1061,20 @@ class TestAsgi:
         assert asyncio.run(run()) == (200, b"run 1")
         assert get_statuses() == [OperationStatus.COMPLETED]
 
+    @override_settings(ROOT_URLCONF="support.django_project.rest")
+    def test_client_that_hangs_up_while_its_view_authenticates_loses_no_outcome(self) -> None:
+        """A view of the REST framework that is about to claim runs to its end, too."""
+
+        async def run() -> list[bytes]:
+            exchanges = [Exchange("/gate/", hangs_up_at=gate), Exchange("/gate/")]
+            for exchange in exchanges:
+                await exchange.run()
+            return [exchange.sent_body for exchange in exchanges]
+
+        gate.reset()
+        assert asyncio.run(run())[1] == b'{"number":1}'
+        assert get_statuses() == [OperationStatus.COMPLETED]
+
     def test_client_that_hangs_up_before_its_view_leaves_the_key(self) -> None:
         """Who hung up while the key was being claimed has done nothing; the retry does it."""
 
