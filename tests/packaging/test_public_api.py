@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import inspect
 import pickle
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,58 @@ PROMISED = {
     "is_idempotent_request",
     "set_operation_result",
 }
+# What callers may write, in this order; "*" begins what is passed by name. More may follow there.
+SIGNATURES = {
+    "BackgroundOperationsManager": "storage=None, *",
+    "BackgroundOperationsManager.from_env": "*",
+    "BackgroundOperationsManager.start": "",
+    "BackgroundOperationsManager.stop": "timeout=5.0",
+    "BackgroundOperationsManager.generate_idempotency_key": (
+        "tenant_id, user_id, operation_type, parameters"
+    ),
+    "BackgroundOperationsManager.create_idempotency_key": (
+        "tenant_id, user_id, operation_type, key=None, ttl=None, parameters=None"
+    ),
+    "BackgroundOperationsManager.check_idempotency": "key, tenant_id=None",
+    "BackgroundOperationsManager.complete_idempotent_operation": (
+        "key, result, error=None, *, tenant_id=None"
+    ),
+    "BackgroundOperationsManager.idempotent": (
+        "operation_type, *, tenant_id='default', user_id=None, key=None, ttl=None, wait=None"
+    ),
+    "BackgroundOperationsManager.create_operation": "tenant_id, operation_type, *",
+    "BackgroundOperationsManager.get_operation_status": "operation_id, tenant_id=None",
+    "BackgroundOperationsManager.list_operations": (
+        "tenant_id, *, status=None, limit=100, cursor=None"
+    ),
+    "BackgroundOperationsManager.lock": "name, ttl=30, wait=0, *",
+    "BackgroundOperationsManager.cleanup_now": "batch_size=1000, max_records=None, dry_run=False",
+    "BackgroundOperationsManager.health_check": "",
+    "BackgroundOperationsManager.get_stats": "",
+    "BackgroundOperationsMiddleware": "app, manager, *",
+    "add_background_operations_middleware": "app, manager=None",
+    "get_idempotency_key": "environ",
+    "is_idempotent_request": "environ",
+    "set_operation_result": "environ, result",
+    "defer_operation": "environ, timeout=3600",
+    "RedisStorage": "redis_url=None, *, prefix='bgops'",
+    "Storage.close": "",
+    "IdempotencyKey.to_dict": "",
+    "IdempotencyKey.is_expired": "",
+    "IdempotencyKey.is_completed": "",
+    "IdempotencyKey.is_failed": "",
+    "IdempotencyKey.is_in_progress": "",
+}
+DJANGO_SIGNATURES = {
+    "get_manager": "",
+    "idempotent": "view=None, /, **options",
+    "idempotency_exempt": "view, /",
+    "get_idempotency_key": "request",
+    "is_idempotent_request": "request",
+    "set_operation_result": "request, result",
+    "defer_operation": "request, timeout=3600",
+    "downstream_key": "request, name",
+}
 ERRORS = {
     name
     for name, value in vars(errors).items()
@@ -43,6 +97,37 @@ def test_public_names_are_sorted_and_complete() -> None:
 def test_public_name_has_a_docstring(name: str) -> None:
     """Every public name says what it is."""
     assert inspect.getdoc(getattr(dotmac_tasks, name))
+
+
+def show_signature(value: Any) -> str:
+    signature = inspect.signature(value)
+    plain = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for name, parameter in signature.parameters.items()
+        if name != "self"
+    ]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))[1:-1]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature_is_the_promised_one(name: str) -> None:
+    """Names, order and defaults of parameters are what callers write; new ones come behind."""
+    if name == "RedisStorage":
+        pytest.importorskip("redis")
+    owner, _, method = name.partition(".")
+    subject = getattr(dotmac_tasks, owner)
+    shown = show_signature(getattr(subject, method) if method else subject)
+    promised = SIGNATURES[name]
+    assert f"{shown}, ".startswith(f"{promised}, " if promised else ""), shown
+
+
+@pytest.mark.parametrize("name", DJANGO_SIGNATURES)
+def test_signature_of_the_django_package_is_the_promised_one(name: str) -> None:
+    """What a view calls and decorates with has the promised parameters and no others."""
+    pytest.importorskip("django")
+    package = importlib.import_module("dotmac_tasks_django")
+    assert set(package.__all__) == set(DJANGO_SIGNATURES)
+    assert show_signature(getattr(package, name)) == DJANGO_SIGNATURES[name]
 
 
 def test_redis_storage_is_imported_on_demand() -> None:
