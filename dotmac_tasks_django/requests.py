@@ -23,6 +23,8 @@ __all__ = ["Adapter", "DjangoRequest", "current_adapter", "find_tenant_id", "fin
 
 # Where AuthenticationMiddleware keeps the user that it has looked up.
 _USER: Final = "_cached_user"
+# Only what is the same in every process may become part of a key.
+_IDS: Final = (str, int, UUID)
 
 
 class Adapter:
@@ -151,11 +153,10 @@ def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | N
 
 
 def _to_id(candidate: Any, setting: str) -> str | None:
-    # Only what is the same in every process may become part of a key.
     value = getattr(candidate, "pk", candidate)
     if value is None:
         return None  # an anonymous user, too
-    if not isinstance(value, str | int | UUID):
+    if not isinstance(value, _IDS):
         raise _without_id(candidate, setting)
     return str(value)
 

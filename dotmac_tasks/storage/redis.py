@@ -22,7 +22,7 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from dotmac_tasks.keys import RESERVED_KEY, validate_operation_id
+from dotmac_tasks.keys import RESERVED_KEY, key_hash, validate_operation_id
 from dotmac_tasks.models import (
     BackgroundPage,
     BackgroundRecord,
@@ -79,6 +79,8 @@ _CLAIM_OUTCOMES = {outcome.encode(): outcome for outcome in ClaimOutcome}
 _WRITE_OUTCOMES = {outcome.encode(): outcome for outcome in WriteOutcome}
 _SETTLE_OUTCOMES = {outcome.encode(): outcome for outcome in SettleOutcome}
 _STATUS_OF = {status.encode(): status for status in OperationStatus}
+# What stands before each part of a command; nearly all parts are as short.
+_LENGTHS = tuple(b"$%d" % length for length in range(256))
 _HAS_TOKEN = (ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER)
 
 
@@ -400,7 +402,10 @@ class RedisStorage(Storage):
             ]
         except CorruptRecordError:
             if len(names) == 1:
-                logger.exception("A background operation cannot be read and is left out")
+                logger.exception(
+                    "A background operation cannot be read and is left out",
+                    extra={"key_hash": key_hash(about)},
+                )
                 return []
         # One that is damaged costs no other its place: the halves are asked for by themselves.
         half = len(names) // 2
@@ -539,8 +544,13 @@ def _check_positive(**values: float) -> None:
 
 
 def _pack(parts: tuple[bytes, ...]) -> bytes:
-    body = b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
-    return b"*%d\r\n%b" % (len(parts), body)
+    lines = [b"*%d" % len(parts)]
+    for part in parts:
+        length = len(part)
+        lines.append(_LENGTHS[length] if length < len(_LENGTHS) else b"$%d" % length)
+        lines.append(part)
+    lines.append(b"")
+    return b"\r\n".join(lines)
 
 
 def _encode(text: str) -> bytes:
