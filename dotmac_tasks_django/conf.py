@@ -22,6 +22,7 @@ from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.manager import BackgroundOperationsManager
 
 __all__ = [
+    "SETTING",
     "DjangoTasksConfig",
     "get_manager",
     "get_setting",
@@ -29,7 +30,10 @@ __all__ = [
     "load_config",
 ]
 
-_SETTING = "DOTMAC_TASKS"
+SETTING = "DOTMAC_TASKS"
+"""
+Name of the one Django setting.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,10 +55,10 @@ def get_tasks_settings() -> Mapping[str, Any]:
     Raises:
         ConfigurationError: It is no dictionary.
     """
-    given = getattr(settings, _SETTING, {})
+    given = getattr(settings, SETTING, {})
     if not isinstance(given, Mapping):
         raise ConfigurationError(
-            _SETTING, f"must be a dictionary, not a {type(given).__name__}.", value=given
+            SETTING, f"must be a dictionary, not a {type(given).__name__}.", value=given
         )
     return given
 
@@ -130,5 +134,5 @@ def get_manager() -> BackgroundOperationsManager:
 
 @receiver(setting_changed, dispatch_uid="dotmac_tasks_django.conf")
 def _drop_manager(*, setting: str, **kwargs: object) -> None:
-    if setting == _SETTING:
+    if setting == SETTING:
         _current.drop()
