@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.errors import CorruptRecordError, StorageError
 from dotmac_tasks.fork import reset_after_fork
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.models import Lease, WriteOutcome
 from dotmac_tasks.retry import RetryPolicy
 from dotmac_tasks.storage.base import Storage
@@ -83,6 +84,7 @@ class Held(ABC):
         logger.warning(
             "A %s has been held for longer than it may be; it is not renewed any more",
             self.lease.kind.value,
+            extra={"name_hash": key_hash(self.lease.name)},
         )
 
 

@@ -693,7 +693,12 @@ class Run:
             self._keep = True
             self._retention = float(word)
         else:
-            logger.warning("%s: %s is not understood and ignored", STORE_HEADER, directive)
+            logger.warning(
+                "%s: %s is not understood and ignored",
+                STORE_HEADER,
+                directive,
+                extra=log_fields(self._request),
+            )
 
     def finish(self, status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
         """

@@ -215,7 +215,10 @@ class BackgroundOperations:
             try:
                 operation = self._view(record)
             except CorruptRecordError:
-                logger.exception("A background operation cannot be read and is left out")
+                logger.exception(
+                    "A background operation cannot be read and is left out",
+                    extra=_record_fields(record),
+                )
                 continue
             # The record of its key may have moved on since it was indexed.
             if status is None or operation.status is status:
@@ -278,7 +281,11 @@ class BackgroundOperations:
         try:
             return self._save(record, status, facts)
         except (SerializationError, StorageError) as error:
-            logger.info("The outcome of a key was not copied to its operation: %s", error)
+            logger.info(
+                "The outcome of a key was not copied to its operation: %s",
+                error,
+                extra={**_record_fields(record), "operation_type": facts.operation_type},
+            )
             return record
 
     def _decode(self, record: BackgroundRecord) -> _Facts:
@@ -356,6 +363,10 @@ def _read_body(response: HttpOutcome) -> Any:
     except (ValueError, RecursionError):
         return None
     return result
+
+
+def _record_fields(record: BackgroundRecord) -> dict[str, str]:
+    return {"tenant_id": record.tenant_id, "key_hash": key_hash(record.operation_id)}
 
 
 def _to_instant(milliseconds: int) -> datetime:

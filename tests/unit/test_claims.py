@@ -25,7 +25,7 @@ from dotmac_tasks.events import (
     OperationEnqueued,
 )
 from dotmac_tasks.heartbeat import Heartbeat
-from dotmac_tasks.keys import new_token
+from dotmac_tasks.keys import key_hash, new_token
 from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.retry import POLLING
 from dotmac_tasks.serialization import encode_error
@@ -168,6 +168,25 @@ def test_completion_after_the_record_vanished_writes_it_whole(bench: GuardBench)
     assert claim.complete(b"1j1")
     assert (bench.record().fingerprint, bench.record().payload) == ("f", b"1j1")
     assert bench.reply(fingerprint="g").outcome is ClaimOutcome.MISMATCH
+
+
+def test_log_messages_say_whose_operation_it_is(
+    bench: GuardBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Overdue, lost, taken over, undone: tenant, type and the key's hash are fields of each."""
+    bench.claim("secret-key")
+    bench.clock.advance(301)
+    bench.heartbeat.beat()
+    bench.claim("secret-key")
+    failing = bench.claim("secret-key-2")
+    bench.storage.refuse("release_operation")
+    failing.release()
+    assert len(caplog.records) >= 3
+    for record in caplog.records:
+        fields = vars(record)
+        assert (fields["tenant_id"], fields["operation_type"]) == ("t", "charge")
+        assert fields["key_hash"] in (key_hash("secret-key"), key_hash("secret-key-2"))
+        assert "secret" not in str(fields)
 
 
 def test_overdue_executor_is_let_go_and_may_still_record(

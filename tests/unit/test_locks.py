@@ -16,6 +16,7 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.events import EventDispatcher, LockAcquired, LockFailed
 from dotmac_tasks.heartbeat import Heartbeat
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.locks import DistributedLock
 from dotmac_tasks.retry import POLLING
 from dotmac_tasks.testing import EventRecorder, FakeClock
@@ -104,8 +105,10 @@ def test_lock_outlives_its_time_while_it_is_held(bench: Bench) -> None:
             bench.lock().acquire()
 
 
-def test_lock_is_not_renewed_after_its_longest_hold(bench: Bench) -> None:
-    """A holder that hangs loses the lock, and says so at the end."""
+def test_lock_is_not_renewed_after_its_longest_hold(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A holder that hangs loses the lock, and says so at the end; the log has its hashed name."""
     lock = bench.lock(max_hold=60.0)
     lock.acquire()
     bench.hold(60.0 + 2 * TTL)
@@ -113,6 +116,8 @@ def test_lock_is_not_renewed_after_its_longest_hold(bench: Bench) -> None:
         lock.check()
     with bench.lock():
         assert not lock.release()
+    assert len(caplog.records) == 2
+    assert {vars(record)["name_hash"] for record in caplog.records} == {key_hash(lock.name)}
 
 
 def test_lock_waits_for_the_holder(bench: Bench) -> None:

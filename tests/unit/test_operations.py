@@ -17,6 +17,7 @@ from dotmac_tasks.errors import (
     StorageUnavailableError,
 )
 from dotmac_tasks.events import EventDispatcher, OperationCompleted, OperationEnqueued
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.models import BackgroundOperation, ClaimRequest, OperationStatus
 from dotmac_tasks.operations import BackgroundOperations, show_key
 from dotmac_tasks.serialization import (
@@ -293,6 +294,9 @@ def test_unreadable_operation_is_refused_and_left_out(
     listed = bench.operations.list("t").operations
     assert [each.operation_id for each in listed] == [good.operation_id]
     assert "left out" in caplog.text
+    (message,) = caplog.records
+    assert vars(message)["tenant_id"] == "t"
+    assert vars(message)["key_hash"] == key_hash("bad")
 
 
 def test_dead_storage_is_told(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dotmac_tasks.errors import CorruptRecordError, InvalidKeyError, StorageError
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.models import (
     ClaimOutcome,
     ClaimReply,
@@ -310,9 +311,14 @@ def test_damaged_operation_is_refused(
     ("field", "value"), [("v", "2"), ("n", "x"), ("s", "paused"), ("t", b"\xff"), ("d", None)]
 )
 def test_damaged_operation_is_left_out_of_a_listing(
-    field: str, value: str | bytes | None, storage: RedisStorage, client: Any, prefix: str
+    field: str,
+    value: str | bytes | None,
+    storage: RedisStorage,
+    client: Any,
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What cannot be read costs no other operation its place in the page."""
+    """What cannot be read costs no other operation its place in the page, and is logged."""
     for operation_id in ("first", "op", "last"):
         save(storage, operation_id=operation_id)
     if value is None:
@@ -323,6 +329,7 @@ def test_damaged_operation_is_left_out_of_a_listing(
         storage.find_background("op")
     page = storage.list_background("tenant")
     assert [record.operation_id for record in page.records] == ["last", "first"]
+    assert [vars(message)["key_hash"] for message in caplog.records] == [key_hash("op")]
 
 
 @pytest.mark.parametrize("field", ["t", "u", "n", "f"])
