@@ -929,6 +929,8 @@ def test_resolver_may_be_a_dotted_path(wrap: Wrap, monkeypatch: pytest.MonkeyPat
         {"tenant": "sys.version"},
         {"methds": ["POST"]},
         {"lease": -1},
+        {"default_idempotency_ttl": 0},
+        {"default_idempotency_ttl": -1},
         {"fingerprint": "amount"},
     ],
     ids=str,

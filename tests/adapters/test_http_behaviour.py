@@ -1139,6 +1139,9 @@ def test_credentials_are_not_stored(serve: Any, backend: Backend) -> None:
         (409, "YES", 1),
         (500, "60", 1),
         (200, "0", 1),
+        (200, "-1", 1),
+        (500, "0", 2),
+        (500, "-1", 2),
         (200, "?", 1),
     ],
 )

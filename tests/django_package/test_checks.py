@@ -43,6 +43,8 @@ def test_ids_are_unique_and_of_their_kind() -> None:
     [
         ({"LAESE": 1}, "Did you mean LEASE"),
         ({"LEASE": "soon"}, "LEASE"),
+        ({"DEFAULT_IDEMPOTENCY_TTL": 0}, "DEFAULT_IDEMPOTENCY_TTL"),
+        ({"DEFAULT_IDEMPOTENCY_TTL": -1}, "DEFAULT_IDEMPOTENCY_TTL"),
         ({"LEASE": 100, "DEFAULT_IDEMPOTENCY_TTL": 10}, "longer than"),
     ],
 )

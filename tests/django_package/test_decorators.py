@@ -243,6 +243,7 @@ class TestOptions:
         [
             ({"retention": 5}, "retention: is no option"),
             ({"ttl": -1}, "(?i)ttl"),
+            ({"ttl": 0}, "(?i)ttl"),
             ({"in_progress": "later"}, "(?i)in_progress"),
             ({"fingerprint": "body"}, "(?i)fingerprint"),
         ],

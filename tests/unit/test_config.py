@@ -344,6 +344,16 @@ def test_environment_with_a_wrong_value_is_refused(variable: str, text: str, wan
     assert caught.value.option == variable
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "nan"])
+@pytest.mark.parametrize("name", ["DEFAULT_IDEMPOTENCY_TTL", "OPERATION_RETENTION", "LEASE"])
+def test_environment_with_a_senseless_duration_is_refused(name: str, text: str) -> None:
+    """
+    What is checked as an argument is checked in the environment, too.
+    """
+    with pytest.raises(ConfigurationError, match=f"{name}: must be a number of seconds"):
+        TasksConfig.from_env({f"DOTMAC_TASKS_{name}": text})
+
+
 def test_environment_defaults_to_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Without a mapping the variables of the process count, as they are at the call.

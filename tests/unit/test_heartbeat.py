@@ -451,6 +451,27 @@ def test_thread_starts_with_the_first_lease_and_renews() -> None:
     assert not thread.is_alive()
 
 
+def test_stalled_storage_does_not_delay_the_renewals_of_another() -> None:
+    """While one storage keeps a renewal waiting, the leases in another one are kept alive."""
+    stalled, working = FaultyStorage(), FaultyStorage()
+    entered, leave = threading.Event(), threading.Event()
+
+    def stall(verb: str) -> None:
+        if verb == "renew_leases":
+            entered.set()
+            assert leave.wait(30)
+
+    stalled.before = stall
+    heartbeats = Heartbeat(stalled), Heartbeat(working)
+    heartbeats[0].hold(real(0.03, stalled))
+    assert entered.wait(30)
+    heartbeats[1].hold(real(0.03, working))
+    wait_until(lambda: working.calls.count("renew_leases") >= 3)
+    leave.set()
+    for heartbeat in heartbeats:
+        heartbeat.stop()
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit(1), KeyboardInterrupt()])
 def test_thread_survives_a_storage_that_breaks_its_contract(
     error: BaseException, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -277,11 +277,19 @@ def test_key_that_cannot_be_stored_is_refused(
 def test_retention_that_is_not_positive_is_refused(
     manager: BackgroundOperationsManager, ttl: Any
 ) -> None:
-    """A retention of zero or less is an error, at creation and at decoration."""
-    with pytest.raises(ConfigurationError):
+    """A retention of zero or less is an error wherever one is given, and stores nothing."""
+    with pytest.raises(ConfigurationError, match="TTL"):
         manager.create_idempotency_key("t", "u", "mail", key="k", ttl=ttl)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="TTL"):
         manager.idempotent("mail", ttl=ttl)
+    with pytest.raises(ConfigurationError, match="TTL"):
+        manager.idempotent_operation("mail", key="k", ttl=ttl)
+    with pytest.raises(ConfigurationError, match="TTL"):
+        manager.lock("l", ttl=ttl)
+    for name in ("default_idempotency_ttl", "operation_retention"):
+        with pytest.raises(ConfigurationError, match=name.upper()):
+            BackgroundOperationsManager(**{name: ttl})
+    assert manager.get_stats().idempotency_keys == 0
 
 
 def test_first_outcome_stays(manager: BackgroundOperationsManager) -> None:
