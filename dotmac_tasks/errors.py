@@ -88,11 +88,13 @@ class ConfigurationError(TasksError):
 
     Attributes:
         option: Name of the setting.
+        reason: What is wrong with it; shows no secret.
         value: What it was set to; None where showing it could leak a secret.
     """
 
     def __init__(self, option: str, reason: str, *, value: object = None) -> None:
         self.option = option
+        self.reason = reason
         self.value = value
         super().__init__(f"Setting {option}: {reason}")
 
@@ -320,10 +322,8 @@ class StorageUnavailableError(StorageError):
 
     retryable = True
 
-    def __init__(self, backend: str, reason: str) -> None:
-        super().__init__(
-            backend, f"The {backend} storage is unavailable: {reason}. Try again later."
-        )
+    def __init__(self, backend: str, reason: str, *, advice: str = "Try again later.") -> None:
+        super().__init__(backend, f"The {backend} storage is unavailable: {reason}. {advice}")
 
 
 class StorageTimeoutError(StorageError):

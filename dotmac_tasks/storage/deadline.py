@@ -137,7 +137,7 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
         try:
             found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags))
         except (OSError, UnicodeError) as error:  # a name that cannot be one is a UnicodeError
-            trouble.append(OSError(f"{host} cannot be resolved: {error}"))
+            trouble.append(OSError(f"the name cannot be resolved: {error}"))
 
     look_up(socket.AI_NUMERICHOST)
     if not found:
@@ -152,5 +152,5 @@ def _resolve(host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
     if trouble:
         raise trouble[0]
     if not found:
-        raise TimeoutError(f"{host} was not resolved in time")
+        raise TimeoutError("the name was not resolved in time")
     return list(found)

@@ -8,10 +8,12 @@ address and every read has a timeout of its own.
 
 from __future__ import annotations
 
+import inspect
 import re
 import socket
 from contextlib import suppress
 from typing import Any, TypeAlias
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -68,6 +70,12 @@ _REFUSALS = (
     OutOfMemoryError,
     ReadOnlyError,
     TryAgainError,
+)
+# What stays so until somebody changes the settings, or the rights of the user.
+_MISCONFIGURED = re.compile(r"\b(NOPERM|ACL failure|The user executing the script|DB index)\b")
+_CHECK_SETTINGS = (
+    "Check the user, the password and the number of the database in STORAGE, and what this user "
+    "may do there."
 )
 _CORRUPT = re.compile(r"CORRUPT\[(.*)\]", re.DOTALL)
 
@@ -264,8 +272,7 @@ class Channel:
                 breaker.record_success()
             else:
                 breaker.record_failure()
-            reason = self._describe(error.__cause__)
-            raise _to_storage_error(reason, sent=sent or error.sent) from error.__cause__
+            raise self._to_error(error.__cause__, sent or error.sent) from error.__cause__
         except NoConnectionFreeError as error:
             breaker.record_nothing()
             reason = f"all {self._max_connections} connections were in use; raise max_connections"
@@ -334,10 +341,19 @@ class Channel:
             raise _BrokenError from error
         return connection
 
+    def _to_error(self, error: BaseException | None, sent: bool) -> StorageError:
+        reason = self._describe(error)
+        if not sent and _is_misconfigured(error):
+            return StorageUnavailableError(_BACKEND, reason, advice=_CHECK_SETTINGS)
+        return _to_storage_error(reason, sent=sent)
+
     def _describe(self, error: BaseException | None) -> str:
         if isinstance(error, redis.TimeoutError):
             return f"{self.target} did not answer within {self._timeout:g} s"
-        return f"{self.target}: {str(error).rstrip('.')}"
+        # What redis-py makes of an error of the system repeats the address.
+        cause = error.__context__ if isinstance(error, redis.ConnectionError) else None
+        shown = cause if isinstance(cause, OSError) else error
+        return f"{self.target}: {str(shown).rstrip('.')}"
 
     def _translate(self, error: BaseException | None, about: str, sent: bool) -> Exception:
         if isinstance(error, NoScriptError):
@@ -349,7 +365,7 @@ class Channel:
         if "WRONGTYPE" in text:
             return CorruptRecordError(_BACKEND, about, "a value of another type is stored there")
         if sent or isinstance(error, _REFUSALS) or _REFUSAL.search(text):
-            return _to_storage_error(self._describe(error), sent=sent)
+            return self._to_error(error, sent)
         return StorageError(_BACKEND, f"The redis storage failed: {self._describe(error)}.")
 
 
@@ -382,12 +398,7 @@ def create_channel(
         connection_class: Any = client.connection_pool.connection_class
         settings = dict(client.connection_pool.connection_kwargs)
     else:
-        try:
-            settings = dict(parse_url(redis_url or _DEFAULT_URL))  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise ConfigurationError(
-                "redis_url", "is not a redis://, rediss:// or unix:// URL."
-            ) from error
+        settings = _read_url(_DEFAULT_URL if redis_url is None else redis_url)
         connection_class = settings.pop("connection_class", Connection)
     for name in _POOL_OPTIONS:
         settings.pop(name, None)
@@ -406,6 +417,9 @@ def create_channel(
     try:
         connection_class(**settings)
     except (RedisError, TypeError, ValueError) as error:
+        unknown = _find_unknown(connection_class, settings)
+        if unknown is not None:
+            raise ConfigurationError(unknown, _UNKNOWN_OPTION) from error
         raise ConfigurationError("redis_url", f"has options that do not fit: {error}") from error
     return Channel(
         connection_class,
@@ -417,6 +431,17 @@ def create_channel(
 
 
 _DEFAULT_URL = "redis://localhost:6379/0"
+_DATABASE = re.compile(r"/?[0-9]*/?")
+_NO_URL = f"is no URL such as {_DEFAULT_URL}, with redis://, rediss:// or unix://."
+_ENCODE = (
+    "If the user or the password holds one of / ? # @ : % [ ], write it percent-encoded, such "
+    "as %2F for a slash."
+)
+_UNKNOWN_OPTION = (
+    "is no option of RedisStorage. Choose from redis_url, prefix, timeout, max_connections, "
+    "breaker_threshold, breaker_cooldown, and what redis-py's connections take, such as "
+    "ssl_ca_certs."
+)
 # What redis-py's pools take, or hand to connections for their own ends.
 _POOL_OPTIONS = (
     "max_connections",
@@ -426,6 +451,68 @@ _POOL_OPTIONS = (
     "maint_notifications_pool_handler",
     "oss_cluster_maint_notifications_handler",
 )
+
+
+def _read_url(url: str) -> dict[str, Any]:
+    """
+    Return what a URL says; no message repeats any of it, since a wrong one may say a secret.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError("redis_url", f"must be text, not a {type(url).__name__}.")
+    try:
+        _check_place(urlsplit(url))
+        return dict(parse_url(url))  # type: ignore[no-untyped-call]
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        # Of an option redis-py repeats the name only.
+        known = str(error).startswith("Invalid value for ")
+        reason = f"has an option that cannot be read: {error}" if known else _NO_URL
+        # The cause would be shown below it, and may repeat a part of the password.
+        raise ConfigurationError("redis_url", reason) from None
+
+
+def _check_place(parts: SplitResult) -> None:
+    """
+    Refuse a port and a database that redis-py would not understand, or pass over.
+    """
+    if parts.scheme == "unix":
+        return
+    try:
+        is_port = parts.port != 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise ConfigurationError(
+            "redis_url", f"has a port that is no number from 1 to 65535. {_ENCODE}"
+        )
+    if not _DATABASE.fullmatch(unquote(parts.path)):
+        raise ConfigurationError(
+            "redis_url",
+            f"has a database that is no number, behind the last slash, as in {_DEFAULT_URL}. "
+            f"{_ENCODE}",
+        )
+
+
+def _find_unknown(connection_class: Any, settings: dict[str, Any]) -> str | None:
+    """
+    Return the first setting that no constructor of this class takes.
+    """
+    known = {
+        name
+        for base in connection_class.__mro__
+        if "__init__" in vars(base)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    return next((name for name in settings if name not in known), None)
+
+
+def _is_misconfigured(error: BaseException | None) -> bool:
+    """
+    Tell whether trying again is of no use before somebody has changed something.
+    """
+    refused = isinstance(error, AuthenticationError | NoPermissionError)
+    return refused or _MISCONFIGURED.search(str(error)) is not None
 
 
 def _to_storage_error(reason: str, *, sent: bool) -> StorageError:

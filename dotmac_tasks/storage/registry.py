@@ -27,6 +27,9 @@ Called as ``factory(url, **options)``; `prefix` and `timeout` are among the opti
 _T = TypeVar("_T")
 
 _OPTION = "STORAGE"
+_EXAMPLE = "redis://localhost:6379/0"
+# Any of them says where the Redis is.
+_PLACES = ("redis_url", "client", "host")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
@@ -64,7 +67,7 @@ def storage_from_url(url: str, **options: Any) -> Storage:
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise ConfigurationError(_OPTION, "is not a URL such as redis://localhost:6379/0.")
+        raise ConfigurationError(_OPTION, f"is not a URL such as {_EXAMPLE}.")
     factory = _factories.get(scheme.lower())
     if factory is None:
         raise ConfigurationError(
@@ -100,6 +103,12 @@ def storage_from_setting(
         if _takes(backend, name):
             options.setdefault(name, value)
     storage = _construct(backend, options)
+    takes_url = "redis_url" in inspect.signature(backend).parameters
+    if takes_url and not any(options.get(name) for name in _PLACES):
+        # Without one it means the local server; in a setting it is rather one that is missing.
+        raise ConfigurationError(
+            _OPTION, f"BACKEND {path!r} needs redis_url in OPTIONS, such as {_EXAMPLE}."
+        )
     if not isinstance(storage, Storage):
         raise ConfigurationError(_OPTION, f"BACKEND {path!r} does not construct a Storage.")
     return storage
@@ -154,7 +163,14 @@ def _construct(backend: Callable[..., _T], options: Mapping[str, Any]) -> _T:
         inspect.signature(backend).bind(**options)
     except TypeError as error:
         raise ConfigurationError(_OPTION, f"has an option that does not fit: {error}.") from error
-    return backend(**options)
+    try:
+        return backend(**options)
+    except ConfigurationError as error:
+        if error.option == _OPTION:
+            raise
+        subject = "the URL" if error.option == "redis_url" else error.option
+        # Without its cause: the message says all of it.
+        raise ConfigurationError(_OPTION, f"{subject} {error.reason}") from None
 
 
 # Each use is one operation of a dictionary, which the interpreter keeps whole.

@@ -239,8 +239,9 @@ def test_refused_connection_is_unavailable(open_storage: Opener) -> None:
 def test_unknown_host_is_unavailable(open_storage: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that cannot be resolved is an outage like any other."""
     monkeypatch.setattr(socket, "getaddrinfo", _raise(socket.gaierror(-2, "unknown")))
-    with pytest.raises(StorageUnavailableError, match=r"redis\.example"):
+    with pytest.raises(StorageUnavailableError) as caught:
         claim(open_storage("redis://redis.example:6379/0"))
+    assert str(caught.value).count("redis.example") == 1
 
 
 def test_impossible_host_is_unavailable(open_storage: Opener) -> None:
@@ -518,6 +519,9 @@ def test_restarted_server_keeps_what_it_wrote(open_storage: Opener) -> None:
         assert claim(storage, owner="b") is ClaimOutcome.IN_PROGRESS
 
 
+ADVICE = "in STORAGE, and what this user may do there."
+
+
 def test_password_opens(open_storage: Opener) -> None:
     """The password in the URL is used; a wrong one, or none, is an outage that names none."""
     with RedisServer(requirepass="right") as server:
@@ -526,6 +530,27 @@ def test_password_opens(open_storage: Opener) -> None:
             with pytest.raises(StorageUnavailableError) as caught:
                 claim(open_storage(server.url(password=password)))
             assert "wrong" not in str(caught.value)
+            assert str(caught.value).endswith(ADVICE)
+
+
+def test_database_that_is_not_there_is_a_matter_of_settings(
+    open_storage: Opener, private_server: RedisServer
+) -> None:
+    """A number of a database that this server does not have is worth no second attempt."""
+    with pytest.raises(StorageUnavailableError, match="DB index") as caught:
+        claim(open_storage(private_server.url(db=99)))
+    assert str(caught.value).endswith(ADVICE)
+
+
+def test_advice_fits_the_refusal(storage: RedisStorage, proxy: RedisProxy) -> None:
+    """A missing permission is a matter of settings; a full memory may be over later."""
+    proxy.replace_next_reply(b"-NOPERM this user has no permissions\r\n", 1)
+    with pytest.raises(StorageUnavailableError) as caught:
+        claim(storage)
+    assert str(caught.value).endswith(ADVICE)
+    proxy.replace_next_reply(b"-OOM command not allowed\r\n", 1)
+    with pytest.raises(StorageUnavailableError, match=r"Try again later\.$"):
+        claim(storage)
 
 
 def minimal_user() -> str:
@@ -692,6 +717,43 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None
     """What cannot work is an error at construction."""
     with pytest.raises(ConfigurationError):
         RedisStorage(**settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://localhost:port/0", "port"),
+        ("redis://localhost:0/0", "port"),
+        ("redis://:hunter/2@localhost/0", "percent-encoded"),
+        ("redis://:12/hunter@localhost/0", "percent-encoded"),
+        ("redis://:hunter#2@localhost/0", "percent-encoded"),
+        ("redis://localhost/hunter", "database"),
+        ("rediss://localhost/0/1", "database"),
+        ("redis://[hunter/0", "is no URL"),
+        ("redis://localhost?db=hunter", "'db'"),
+        ("redis://localhost?hunter=1", "hunter is no option of RedisStorage"),
+        ("http://hunter", "is no URL"),
+        ("", "is no URL"),
+        (5, "must be text, not a int"),
+    ],
+)
+def test_wrong_url_is_refused_with_its_cause(url: Any, reason: str) -> None:
+    """The message names what is wrong with a URL and repeats no value of it."""
+    with pytest.raises(ConfigurationError) as caught:
+        RedisStorage(url)
+    error = caught.value
+    shown = f"{error.option} {error.reason}"
+    assert reason in shown
+    assert "hunter" not in shown.removeprefix("hunter")
+    assert "hunter" not in str(error.__cause__ or "").replace("argument 'hunter'", "")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://localhost", "redis://localhost/", "redis://a:b%2Fc@localhost:1/15/"]
+)
+def test_right_url_is_accepted(url: str) -> None:
+    """A database may be left out, and what is percent-encoded may be anything."""
+    RedisStorage(url).close()
 
 
 def test_client_and_url_exclude_each_other(redis_server: RedisServer) -> None:

@@ -31,6 +31,11 @@ class PlainStorage(MemoryStorage):
         super().__init__()
 
 
+class FullStorage(MemoryStorage):
+    def __init__(self) -> None:
+        raise ConfigurationError("STORAGE", "is full.")
+
+
 class NoStorage:
     pass
 
@@ -163,6 +168,32 @@ class TestSetting:
         """An option that the class does not take is refused by its name."""
         with pytest.raises(ConfigurationError, match="depth"):
             construct("PlainStorage", OPTIONS={"depth": 3})
+
+    def test_backend_of_redis_needs_its_place(self) -> None:
+        """Redis as a backend is refused without a place, which would be this host by default."""
+        pytest.importorskip("redis")
+        redis: dict[str, Any] = {"BACKEND": "dotmac_tasks.RedisStorage"}
+        for options in ({}, {"redis_url": None}, {"redis_url": ""}):
+            with pytest.raises(ConfigurationError) as caught:
+                storage_from_setting({**redis, "OPTIONS": options}, prefix="p", timeout=3)
+            assert caught.value.option == "STORAGE"
+        for options in ({"redis_url": "redis://localhost"}, {"host": "localhost"}):
+            storage_from_setting({**redis, "OPTIONS": options}, prefix="p", timeout=3).close()
+
+    def test_errors_of_a_storage_name_the_setting(self) -> None:
+        """What a storage refuses is said of STORAGE, with its own option and without the URL."""
+        pytest.importorskip("redis")
+        with pytest.raises(ConfigurationError, match="STORAGE: the URL has a port") as caught:
+            storage_from_setting(f"redis://:{SECRET}/2@h/0", prefix="p", timeout=3)
+        assert SECRET not in str(caught.value)
+        redis: dict[str, Any] = {"BACKEND": "dotmac_tasks.RedisStorage"}
+        with pytest.raises(ConfigurationError, match=r"STORAGE: url is no option .* redis_url"):
+            storage_from_setting({**redis, "OPTIONS": {"url": SECRET}}, prefix="p", timeout=3)
+
+    def test_error_that_names_the_setting_passes(self) -> None:
+        """An error of a storage that speaks of STORAGE already is not reworded."""
+        with pytest.raises(ConfigurationError, match=r"^Setting STORAGE: is full\.$"):
+            construct("FullStorage")
 
 
 @pytest.fixture(autouse=True)
