@@ -1,0 +1,107 @@
+"""
+What users write, for the type checker: it is checked and never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, assert_type
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+
+import dotmac_tasks_django as django_package
+from dotmac_tasks import (
+    BackgroundOperation,
+    BackgroundOperationsManager,
+    BackgroundOperationsMiddleware,
+    IdempotencyKey,
+    MemoryStorage,
+    MetricsHooks,
+    OperationStatus,
+    RedisStorage,
+    add_background_operations_middleware,
+)
+from dotmac_tasks.events import OperationCompleted
+from dotmac_tasks_django import downstream_key, idempotency_exempt, idempotent
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+
+class Meter(MetricsHooks):
+    def operation_completed(self, event: OperationCompleted) -> None:
+        assert_type(event.duration, float)
+
+
+manager = BackgroundOperationsManager(
+    RedisStorage("redis://localhost", prefix="{shop}"), hooks=[Meter()], lease=10
+)
+assert_type(BackgroundOperationsManager.from_env(), BackgroundOperationsManager)
+
+
+@manager.idempotent("charge", tenant_id=lambda order, amount: f"shop-{order}", wait=5)
+def charge(order: int, amount: float = 1.0) -> dict[str, int]:
+    return {"order": order}
+
+
+# The decorator keeps the signature: names, types and the result.
+assert_type(charge(7, amount=2.5), dict[str, int])
+charge("7")  # type: ignore[arg-type]
+charge(7, price=2.5)  # type: ignore[call-arg]
+manager.idempotent("charge", retention=5)  # type: ignore[call-arg]
+
+with manager.idempotent_operation("ship", {"order": 7}) as operation:
+    if not operation.is_replay:
+        operation.set_result({"parcel": 1})
+
+record = manager.create_idempotency_key("shop", None, "ship", ttl=60, parameters={"order": 7})
+assert_type(record, IdempotencyKey)
+assert_type(record.status, OperationStatus)
+assert_type(manager.check_idempotency(record.key), IdempotencyKey | None)
+assert_type(manager.complete_idempotent_operation(record.key, {"parcel": 1}), bool)
+assert_type(manager.get_operation_status("id"), BackgroundOperation)
+
+with manager.lock("stock", ttl=10, wait=1) as lock:
+    assert_type(lock.fencing_token, int)
+
+
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    start_response("200 OK", [])
+    return [b""]
+
+
+wrapped = BackgroundOperationsMiddleware(app, manager, require_key=True)
+wrapped(
+    {},
+    lambda status, headers, exc_info=None: lambda data: None,
+)
+assert_type(
+    add_background_operations_middleware(app, BackgroundOperationsManager(MemoryStorage())),
+    BackgroundOperationsManager,
+)
+
+
+@idempotent(required=True, ttl=60)
+def pay(request: HttpRequest, order: int) -> HttpResponse:
+    return JsonResponse({"charged": downstream_key(request, "charge")})
+
+
+@idempotent
+def book(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"key": django_package.get_idempotency_key(request)})
+
+
+@idempotency_exempt
+def search(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(django_package.is_idempotent_request(request)))
+
+
+def views(request: HttpRequest) -> list[Any]:
+    assert_type(pay(request, order=7), HttpResponse)
+    assert_type(book(request), JsonResponse)
+    assert_type(search(request), HttpResponse)
+    assert_type(django_package.defer_operation(request, timeout=60), str | None)
+    assert_type(django_package.get_manager(), BackgroundOperationsManager)
+    pay(request, "7")  # type: ignore[arg-type]
+    idempotent(required="yes")  # type: ignore[call-overload]
+    return []
