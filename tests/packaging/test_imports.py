@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 # Hides the extras, and notes what the operating system is asked for and each thread's start.
 PROLOGUE = """
 import sys
@@ -79,6 +81,26 @@ def test_construction_starts_nothing() -> None:
         print(started)
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_construction_over_redis_starts_nothing() -> None:
+    """Nor does one over Redis, whether a server is there or not; the first use connects."""
+    pytest.importorskip("redis")
+    done = run_python("""
+        sys.meta_path.pop(0)  # what hides redis
+        import redis
+
+        started.clear()
+        from dotmac_tasks import BackgroundOperationsManager, StorageError
+
+        manager = BackgroundOperationsManager("redis://127.0.0.1:1/0")
+        print(started)
+        try:
+            manager.check_idempotency("key")
+        except StorageError:
+            print("socket.__new__" in started)
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\nTrue\n", "")
 
 
 def test_thread_and_socket_are_seen_by_this_harness() -> None:
