@@ -133,6 +133,7 @@ class StorageCall(Event):
         verb: The method.
         duration: Seconds that it took.
         error: Name of the error that it raised, if any.
+        breaker: State of the circuit breaker after it; None where there is none.
     """
 
     name: ClassVar[str] = "storage.called"
@@ -142,6 +143,7 @@ class StorageCall(Event):
     verb: str
     duration: float
     error: str | None
+    breaker: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

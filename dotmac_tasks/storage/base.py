@@ -57,6 +57,13 @@ class Storage(ABC):
     name: ClassVar[str]
     """Short name of the backend, for errors, health and metrics."""
 
+    @property
+    def breaker_state(self) -> str | None:
+        """
+        State of the circuit breaker, for metrics; None where there is none. Asks nobody.
+        """
+        return None
+
     # Idempotency records
 
     @abstractmethod

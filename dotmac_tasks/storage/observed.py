@@ -222,5 +222,6 @@ class ObservedStorage(Storage):
                 verb=verb,
                 duration=self._clock.monotonic() - started,
                 error=error,
+                breaker=self.wrapped.breaker_state,
             )
         )

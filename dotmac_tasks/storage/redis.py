@@ -167,6 +167,13 @@ class RedisStorage(Storage):
         # Ids of operations hold no colon, so no operation can have one of these names.
         self._operation_index = self._operations + b"index:expiry"
 
+    @property
+    def breaker_state(self) -> str:
+        """
+        ``closed``, ``open`` or ``half-open``.
+        """
+        return self._channel.breaker.state
+
     # Idempotency records
 
     def claim_operation(self, request: ClaimRequest) -> ClaimReply:

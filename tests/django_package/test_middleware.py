@@ -184,6 +184,14 @@ class TestAnswers:
         assert get_calls("pay") == 2
         assert get_statuses() == []
 
+    def test_unknown_path_claims_nothing(self, client: Client) -> None:
+        """The claim comes behind routing: where there is no view, nothing is recorded."""
+        for _ in range(2):
+            missing = client.post("/nowhere/", headers=KEY)
+            assert missing.status_code == 404
+            assert "X-Cache-Hit" not in missing
+        assert get_statuses() == []
+
     def test_exempt_paths_are_untouched(self, client: Client) -> None:
         """A request to an exempt path runs each time."""
         for _ in range(2):

@@ -52,6 +52,7 @@ class Observed:
         self.dispatcher = EventDispatcher([self.recorder], self.clock)
         self.inner = create_autospec(Storage, instance=True)
         self.inner.name = "inner"
+        self.inner.breaker_state = "open"
         self.storage = ObservedStorage(self.inner, self.dispatcher, self.clock)
 
     def answer(self, verb: str, outcome: object) -> None:
@@ -98,7 +99,9 @@ def test_verb_is_passed_on_and_told(observed: Observed, verb: str) -> None:
     assert getattr(observed.storage, verb)(*args, **kwargs) is answer
 
     getattr(observed.inner, verb).assert_called_once_with(*args, **kwargs)
-    assert observed.told() == [StorageCall(backend="inner", verb=verb, duration=2.0, error=None)]
+    assert observed.told() == [
+        StorageCall(backend="inner", verb=verb, duration=2.0, error=None, breaker="open")
+    ]
 
 
 @pytest.mark.parametrize("verb", CALLS)
@@ -117,7 +120,9 @@ def test_failing_verb_is_told_and_fails(
 
     assert caught.value is error
     assert observed.told() == [
-        StorageCall(backend="inner", verb=verb, duration=2.0, error=type(error).__name__)
+        StorageCall(
+            backend="inner", verb=verb, duration=2.0, error=type(error).__name__, breaker="open"
+        )
     ]
 
 
