@@ -67,8 +67,7 @@ def find_options(view: Any, method: str = "") -> ViewOptions | Exempt | None:
     """
     Return what was attached to a view; for a class, its method's come first.
     """
-    while isinstance(view, partial):
-        view = view.func
+    view = _find_inner_view(view)
     # `view_class` is Django's, `cls` and `actions` are the REST framework's.
     owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
     if owner is not None:
@@ -91,6 +90,12 @@ def find_method_options(
     return getattr(handler, _OPTIONS, None)
 
 
+def _find_inner_view(view: Any) -> Any:
+    while isinstance(view, partial):
+        view = view.func
+    return view
+
+
 def leave_to_view(request: HttpRequest, view: Any, options: ViewOptions | Exempt | None) -> bool:
     """
     Leave the claim of a request to the decorator on a method of the REST framework.
@@ -98,8 +103,7 @@ def leave_to_view(request: HttpRequest, view: Any, options: ViewOptions | Exempt
     Only there it is known who is asking: the framework authenticates inside the view. Ending
     the run stays with the middleware.
     """
-    while isinstance(view, partial):
-        view = view.func
+    view = _find_inner_view(view)
     left = (
         isinstance(options, ViewOptions)
         and hasattr(getattr(view, "cls", None), "perform_authentication")
