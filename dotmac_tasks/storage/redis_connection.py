@@ -77,6 +77,11 @@ _CHECK_SETTINGS = (
     "Check the user, the password and the number of the database in STORAGE, and what this user "
     "may do there."
 )
+# What may pass by itself and mostly does not.
+_ADVICE: dict[type[Exception], str] = {
+    OutOfMemoryError: "Try again later; raise its maxmemory or keep outcomes for a shorter time.",
+    ReadOnlyError: "Try again later; unless it becomes the master, name its master in STORAGE.",
+}
 _CORRUPT = re.compile(r"CORRUPT\[(.*)\]", re.DOTALL)
 
 
@@ -345,6 +350,9 @@ class Channel:
         reason = self._describe(error)
         if not sent and _is_misconfigured(error):
             return StorageUnavailableError(_BACKEND, reason, advice=_CHECK_SETTINGS)
+        for kind, advice in _ADVICE.items():
+            if not sent and isinstance(error, kind):
+                return StorageUnavailableError(_BACKEND, reason, advice=advice)
         return _to_storage_error(reason, sent=sent)
 
     def _describe(self, error: BaseException | None) -> str:

@@ -544,12 +544,12 @@ def test_database_that_is_not_there_is_a_matter_of_settings(
 
 
 def test_advice_fits_the_refusal(storage: RedisStorage, proxy: RedisProxy) -> None:
-    """A missing permission is a matter of settings; a full memory may be over later."""
+    """A missing permission is a matter of settings; a server that loads its data is ready later."""
     proxy.replace_next_reply(b"-NOPERM this user has no permissions\r\n", 1)
     with pytest.raises(StorageUnavailableError) as caught:
         claim(storage)
     assert str(caught.value).endswith(ADVICE)
-    proxy.replace_next_reply(b"-OOM command not allowed\r\n", 1)
+    proxy.replace_next_reply(b"-LOADING it loads its data\r\n", 1)
     with pytest.raises(StorageUnavailableError, match=r"Try again later\.$"):
         claim(storage)
 
@@ -640,7 +640,7 @@ def test_full_memory_refuses_claims_only(open_storage: Opener) -> None:
         storage = open_storage(server.url())
         token = storage.claim_operation(make_request()).fencing_token
         server.command("CONFIG", "SET", "maxmemory", "1")
-        with pytest.raises(StorageUnavailableError, match="memory"):
+        with pytest.raises(StorageUnavailableError, match="raise its maxmemory"):
             claim(storage, key="other")
         assert storage.find_operation("other") is None
         lease = Lease(LeaseKind.OPERATION, "k", make_request().owner, 30.0)
@@ -675,7 +675,7 @@ def test_replica_cannot_be_written_to(open_storage: Opener) -> None:
         claim(open_storage(master.url()))
         storage = open_storage(replica.url())
         wait_until(lambda: storage.find_operation("k") is not None)
-        with pytest.raises(StorageUnavailableError):
+        with pytest.raises(StorageUnavailableError, match="name its master in STORAGE"):
             claim(storage, key="other")
         health = storage.check_health()
         assert not health.healthy
