@@ -544,12 +544,12 @@ def test_database_that_is_not_there_is_a_matter_of_settings(
 
 
 def test_advice_fits_the_refusal(storage: RedisStorage, proxy: RedisProxy) -> None:
-    """A missing permission is a matter of settings; a server that loads its data is ready later."""
+    """A missing permission is a matter of settings; a disk that is full may not be later."""
     proxy.replace_next_reply(b"-NOPERM this user has no permissions\r\n", 1)
     with pytest.raises(StorageUnavailableError) as caught:
         claim(storage)
     assert str(caught.value).endswith(ADVICE)
-    proxy.replace_next_reply(b"-LOADING it loads its data\r\n", 1)
+    proxy.replace_next_reply(b"-MISCONF it cannot save\r\n", 1)
     with pytest.raises(StorageUnavailableError, match=r"Try again later\.$"):
         claim(storage)
 
