@@ -7,11 +7,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 from dotmac_tasks.errors import ConfigurationError
@@ -237,6 +239,25 @@ class TasksConfig:
         """
         return tuple(_make_hooks(item) for item in self.hooks)
 
+    def find_dead_paths(self) -> tuple[ConfigurationError, ...]:
+        """
+        Return what is wrong with the callables and hooks that are named by dotted paths.
+
+        Imports them; makes nothing, since a hook may only be made once in a process.
+        """
+        checks: list[Callable[[], object]] = [
+            partial(self.resolve_callable, "tenant"),
+            partial(self.resolve_callable, "principal"),
+            *(partial(_find_hooks, item) for item in self.hooks),
+        ]
+        errors = []
+        for check in checks:
+            try:
+                check()
+            except ConfigurationError as error:
+                errors.append(error)
+        return tuple(errors)
+
     def find_risks(self) -> tuple[str, ...]:
         """
         Return what will work and yet may hurt, one sentence each.
@@ -406,16 +427,28 @@ def _to_hooks(value: object) -> tuple[str | MetricsHooks, ...]:
     return tuple(value)
 
 
-def _make_hooks(item: str | MetricsHooks) -> MetricsHooks:
+def _find_hooks(item: str | MetricsHooks) -> MetricsHooks | type[MetricsHooks]:
     if isinstance(item, MetricsHooks):
         return item
     found = _import("hooks", item)
-    made = found() if isinstance(found, type) else found
-    if not isinstance(made, MetricsHooks):
+    if isinstance(found, MetricsHooks):
+        return found
+    if not isinstance(found, type) or not issubclass(found, MetricsHooks):
         raise ConfigurationError(
             "HOOKS", f"{item} is no MetricsHooks. Derive its class from that.", value=item
         )
-    return made
+    try:
+        inspect.signature(found).bind()
+    except TypeError:
+        raise ConfigurationError(
+            "HOOKS", f"{item} needs arguments. Name an instance instead of the class.", value=item
+        ) from None
+    return found
+
+
+def _make_hooks(item: str | MetricsHooks) -> MetricsHooks:
+    found = _find_hooks(item)
+    return found() if isinstance(found, type) else found
 
 
 def _import(name: str, path: str) -> object:

@@ -4,7 +4,7 @@ Every exception that the library raises.
 ::
 
     TasksError
-    ├── ConfigurationError                  .option  .value
+    ├── ConfigurationError                  .option  .reason  .value
     ├── SerializationError                  .path  .type_name
     ├── IdempotencyError                    .key
     │   ├── InvalidKeyError

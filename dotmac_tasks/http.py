@@ -64,6 +64,7 @@ __all__ = [
     "Run",
     "UnknownLengthError",
     "ViewOptions",
+    "check_options",
     "principal_scope",
 ]
 
@@ -282,6 +283,8 @@ class ViewOptions:
             if value is not None:
                 checked = check_setting(setting, value, shown=option)
                 object.__setattr__(self, option, checked)
+        if self.ttl is not None and self.lease is not None:
+            _check_lease(self.lease, self.ttl)
         if self.fingerprint is not None and not callable(self.fingerprint):
             raise ConfigurationError(
                 "FINGERPRINT", f"must be a callable, not {self.fingerprint!r}."
@@ -317,7 +320,28 @@ def _resolve(config: TasksConfig, options: ViewOptions) -> _Policy:
     for option, setting in _SETTING_OF.items():
         value = getattr(options, option)
         values[option] = getattr(config, setting) if value is None else value
+    _check_lease(values["lease"], values["ttl"])
     return _Policy(**values, fingerprint=options.fingerprint)
+
+
+def _check_lease(lease: float, ttl: float) -> None:
+    if lease > ttl:
+        raise ConfigurationError(
+            "LEASE",
+            f"{lease:g} s is longer than the retention ({ttl:g} s). Shorten the lease or keep "
+            "outcomes longer.",
+            value=lease,
+        )
+
+
+def check_options(config: TasksConfig, options: ViewOptions) -> None:
+    """
+    Refuse options of a view that cannot work with the settings.
+
+    Raises:
+        ConfigurationError: The lease is longer than the retention.
+    """
+    _resolve(config, options)
 
 
 def principal_scope(user: object, credentials: str | None) -> str:

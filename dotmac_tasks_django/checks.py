@@ -6,17 +6,27 @@ None of them connects to anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
-from django.core.checks import CheckMessage, Error, Warning, register
-from django.utils.module_loading import import_string
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.urls import URLPattern, URLResolver, get_resolver
 
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.http import ViewOptions, check_options
+from dotmac_tasks.storage.registry import storage_from_setting
 from dotmac_tasks_django.conf import get_setting, load_config
+from dotmac_tasks_django.protection import find_options
 
-__all__ = ["CHECKS", "CheckText", "check_middleware", "check_settings", "register_checks"]
+__all__ = [
+    "CHECKS",
+    "CheckText",
+    "check_middleware",
+    "check_settings",
+    "check_views",
+    "register_checks",
+]
 
 _OURS: Final = "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"
 _AUTHENTICATION: Final = "django.contrib.auth.middleware.AuthenticationMiddleware"
@@ -47,13 +57,23 @@ CHECKS: Final[dict[str, CheckText]] = {
     ),
     "E002": CheckText(
         Error,
-        "A dotted path in the settings leads nowhere. {}",
+        "A dotted path in the settings leads to nothing that can be used. {}",
         "Name something that exists, or pass it instead of its path.",
     ),
     "E003": CheckText(
         Error,
         "BackgroundOperationsMiddleware is listed {} times.",
         "Keep one of them in MIDDLEWARE.",
+    ),
+    "E004": CheckText(
+        Error,
+        "The storage cannot be constructed. {}",
+        "Correct DOTMAC_TASKS['STORAGE'], or the environment.",
+    ),
+    "E005": CheckText(
+        Error,
+        "The options of {} cannot work with the settings. {}",
+        "Correct the options of @idempotent, or DOTMAC_TASKS.",
     ),
     "W001": CheckText(
         Warning,
@@ -93,6 +113,7 @@ def register_checks() -> None:
     """
     register(check_settings)
     register(check_middleware)
+    register(check_views, Tags.urls)
 
 
 def _say(name: str, *facts: object) -> CheckMessage:
@@ -108,25 +129,17 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         config = load_config()
     except ConfigurationError as error:
         return [_say("E001", error)]
-    messages = [_say("E002", problem) for problem in _find_dead_paths(config)]
+    messages = [_say("E002", problem) for problem in config.find_dead_paths()]
+    try:
+        storage_from_setting(
+            config.storage, prefix=config.key_prefix, timeout=config.storage_timeout
+        ).close()
+    except ConfigurationError as error:
+        messages.append(_say("E004", error))
     if not get_setting("DEBUG") and _is_memory(config):
         messages.append(_say("W001"))
     messages += [_say("W005", risk) for risk in config.find_risks()]
     return messages
-
-
-def _find_dead_paths(config: TasksConfig) -> Iterator[Exception]:
-    names: tuple[Literal["tenant", "principal"], ...] = ("tenant", "principal")
-    for name in names:
-        try:
-            config.resolve_callable(name)
-        except ConfigurationError as error:
-            yield error
-    if not isinstance(config.storage, str):
-        try:
-            import_string(config.storage["BACKEND"])
-        except ImportError as error:
-            yield error
 
 
 def _is_memory(config: TasksConfig) -> bool:
@@ -134,6 +147,39 @@ def _is_memory(config: TasksConfig) -> bool:
         return config.storage.startswith("memory:")
     backend: str = config.storage["BACKEND"]
     return backend.endswith(".MemoryStorage")
+
+
+def check_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """
+    Check the options of the views that have a URL.
+    """
+    if not get_setting("ROOT_URLCONF"):
+        return []
+    try:
+        config = load_config()
+    except ConfigurationError:
+        return []  # said by `check_settings`
+    # Keyed by what they say: a view with two URLs is one view.
+    messages: dict[str, CheckMessage] = {}
+    for pattern in _find_patterns(get_resolver().url_patterns):
+        for method in ("", *config.methods):
+            options = find_options(pattern.callback, method)
+            if not isinstance(options, ViewOptions):
+                continue
+            try:
+                check_options(config, options)
+            except ConfigurationError as error:
+                message = _say("E005", pattern.lookup_str, error)
+                messages[message.msg] = message
+    return list(messages.values())
+
+
+def _find_patterns(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[URLPattern]:
+    for pattern in patterns:
+        if isinstance(pattern, URLPattern):
+            yield pattern
+        else:
+            yield from _find_patterns(pattern.url_patterns)
 
 
 def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

@@ -65,9 +65,9 @@ def get_tasks_settings() -> Mapping[str, Any]:
 
 def get_setting(name: str) -> Any:
     """
-    Return one of Django's own settings.
+    Return one of Django's own settings, or None where there is none.
     """
-    return getattr(settings, name)
+    return getattr(settings, name, None)
 
 
 def load_config() -> TasksConfig:

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
+from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, run_checks
+from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
+from django.urls import include, path
+from django.utils.decorators import method_decorator
+from django.views import View
 
-from dotmac_tasks_django.checks import CHECKS, check_middleware, check_settings
+import dotmac_tasks.storage
+from dotmac_tasks.testing import EventRecorder
+from dotmac_tasks_django import idempotent
+from dotmac_tasks_django.checks import CHECKS, check_middleware, check_settings, check_views
 from dotmac_tasks_django.testing import override_tasks_settings
+from support.django_project import views
 from support.django_project.settings import MIDDLEWARE
 
 OURS = MIDDLEWARE[-1]
@@ -61,13 +72,111 @@ def test_refused_settings_are_an_error(settings: dict[str, Any], text: str) -> N
     [
         {"TENANT": "nowhere.tenant"},
         {"PRINCIPAL": "django.nothing"},
-        {"STORAGE": {"BACKEND": "nowhere.Storage"}},
+        {"HOOKS": ["nowhere.Hooks"]},
+        {"HOOKS": ["django.utils.timezone.now"]},
+        {"HOOKS": ["dotmac_tasks.errors.TasksError"]},
     ],
 )
 def test_dead_dotted_paths_are_an_error(settings: dict[str, Any]) -> None:
     """A dotted path that leads nowhere is E002; one that leads somewhere is none."""
     assert find_ids(check_with(**settings)) == ["E002"]
     assert find_ids(check_with(TENANT="django.utils.timezone.now")) == []
+    assert find_ids(check_with(HOOKS=["dotmac_tasks.testing.EventRecorder"])) == []
+
+
+def test_hooks_are_not_made_by_the_check() -> None:
+    """A hook that may be made only once in a process is left to the manager."""
+    with patch.object(EventRecorder, "__init__", side_effect=AssertionError):
+        assert check_with(HOOKS=["dotmac_tasks.testing.EventRecorder"]) == []
+
+
+@pytest.mark.parametrize(
+    ("storage", "text"),
+    [
+        ("reddis://localhost", "Did you mean 'redis'"),
+        ("redis://localhost:port/0", "port"),
+        ("redis://:hunter/2@localhost/0", "percent-encoded"),
+        ({"BACKEND": "nowhere.Storage"}, "cannot be imported"),
+        ({"BACKEND": "dotmac_tasks.RedisStorage"}, "needs redis_url"),
+        (
+            {"BACKEND": "dotmac_tasks.RedisStorage", "OPTIONS": {"url": SHARED}},
+            "url is no option of RedisStorage. Choose from redis_url",
+        ),
+    ],
+    ids=str,
+)
+def test_storage_that_cannot_be_constructed_is_an_error(storage: Any, text: str) -> None:
+    """What no storage can be made of is E004, in its words and without a password."""
+    (message,) = check_with(STORAGE=storage)
+    assert find_ids([message]) == ["E004"]
+    assert text in message.msg
+    assert "hunter" not in message.msg
+
+
+def test_missing_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without redis-py its URL is E004, which says what to install."""
+    monkeypatch.setitem(sys.modules, "dotmac_tasks.storage.redis", None)
+    monkeypatch.delitem(vars(dotmac_tasks.storage), "redis", raising=False)
+    error = ImportError("needs redis-py", name="RedisStorage")
+    monkeypatch.setattr(dotmac_tasks.storage, "__getattr__", Mock(side_effect=error))
+    (message,) = check_with()
+    assert find_ids([message]) == ["E004"]
+    assert "needs redis-py" in message.msg
+
+
+class Routes:
+    """
+    A URLconf of one test.
+    """
+
+    def __init__(self, *urlpatterns: Any) -> None:
+        self.urlpatterns = list(urlpatterns)
+
+
+class BothMethods(View):
+    @method_decorator(idempotent(lease=500))
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    @method_decorator(idempotent(ttl=20))
+    def patch(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+
+def test_options_that_do_not_fit_the_settings_are_an_error() -> None:
+    """A view whose lease outlasts its retention is E005 once, by its name; others are none."""
+    wrong = idempotent(lease=101)(views.PayView.as_view())
+    right = idempotent(lease=100)(views.PayView.as_view())
+    routes = Routes(
+        path("a/", include(([path("b/", wrong)], "nested"))),
+        path("c/", wrong),
+        path("d/", right),
+        path("e/", views.pay),
+        path("f/", BothMethods.as_view()),
+    )
+    settings: Any = {"STORAGE": SHARED, "DEFAULT_IDEMPOTENCY_TTL": 100}
+    with override_settings(ROOT_URLCONF=routes, DOTMAC_TASKS=settings):
+        messages = check_views(None)
+    assert find_ids(messages) == ["E005"] * 3
+    texts = [message.msg for message in messages]
+    assert "PayView" in texts[0]
+    assert "101 s" in texts[0]
+    assert "BothMethods" in texts[1]
+    assert "500 s" in texts[1]
+    assert "30 s" in texts[2]
+
+
+def test_views_are_not_checked_without_settings() -> None:
+    """Refused settings are said once, and a project without URLs has no views."""
+    wrong = idempotent(lease=100_000)(views.PayView.as_view())
+    routes = Routes(path("", wrong))
+    with override_settings(ROOT_URLCONF=routes, DOTMAC_TASKS={}):
+        assert find_ids(check_views(None)) == ["E005"]
+    with override_settings(ROOT_URLCONF=routes, DOTMAC_TASKS={"LEASE": -1}):
+        assert check_views(None) == []
+    with override_settings(DOTMAC_TASKS={}):
+        del django_settings.ROOT_URLCONF
+        assert check_views(None) == []
 
 
 @pytest.mark.parametrize(
@@ -82,7 +191,9 @@ def test_memory_is_a_warning_in_production(storage: Any) -> None:
 
 def test_other_backend_is_no_warning() -> None:
     """A backend of another name is not taken for the memory storage."""
-    assert check_with(STORAGE={"BACKEND": "dotmac_tasks.storage.redis.RedisStorage"}) == []
+    options = {"redis_url": SHARED}
+    backend = {"BACKEND": "dotmac_tasks.storage.redis.RedisStorage", "OPTIONS": options}
+    assert check_with(STORAGE=backend) == []
 
 
 def test_risks_are_warnings() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from dotmac_tasks.config import TasksConfig, check_setting, redact_url
 from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.testing import EventRecorder
 
 SECRET = "redis://user:hunter2@db.example:6379/0?password=hunter2"
@@ -453,6 +454,23 @@ def test_hooks_that_are_not_there_are_refused_when_asked_for(path: str, reason: 
     with pytest.raises(ConfigurationError, match=reason) as caught:
         TasksConfig(hooks=[path]).resolve_hooks()
     assert caught.value.option == "HOOKS"
+
+
+class ArguedHooks(MetricsHooks):
+    def __init__(self, registry: object) -> None:
+        pass
+
+
+def test_hooks_that_need_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A class that nobody can make without arguments is refused before it is made.
+    """
+    monkeypatch.setattr("dotmac_tasks.testing.argued", ArguedHooks, raising=False)
+    config = TasksConfig(hooks=["dotmac_tasks.testing.argued"])
+    (error,) = config.find_dead_paths()
+    assert "needs arguments" in error.reason
+    with pytest.raises(ConfigurationError, match="needs arguments"):
+        config.resolve_hooks()
 
 
 def test_single_setting_is_checked_under_the_name_it_was_given() -> None:

@@ -19,6 +19,7 @@ from dotmac_tasks.http import (
     HttpIdempotency,
     Run,
     ViewOptions,
+    check_options,
     principal_scope,
 )
 from dotmac_tasks.manager import BackgroundOperationsManager
@@ -256,6 +257,7 @@ def test_fingerprint_of_a_view(http: HttpIdempotency) -> None:
         ({"on_storage_error": "ignore"}, "ON_STORAGE_ERROR"),
         ({"on_abandoned": "retry"}, "ON_ABANDONED"),
         ({"fingerprint": "amount"}, "FINGERPRINT"),
+        ({"lease": 61, "ttl": 60}, "LEASE"),
     ],
     ids=str,
 )
@@ -276,6 +278,15 @@ def test_lease_longer_than_the_retention_is_refused(
     """
     with pytest.raises(ConfigurationError, match="retention"):
         http.begin(Request(), ViewOptions(ttl=manager.config.lease - 1))
+
+
+def test_options_can_be_checked_beforehand(manager: BackgroundOperationsManager) -> None:
+    """
+    What would be refused in a request can be found at start, and nothing else is.
+    """
+    check_options(manager.config, ViewOptions(lease=manager.config.default_idempotency_ttl))
+    with pytest.raises(ConfigurationError, match="retention"):
+        check_options(manager.config, ViewOptions(lease=manager.config.default_idempotency_ttl + 1))
 
 
 # Scopes
