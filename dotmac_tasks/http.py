@@ -31,6 +31,7 @@ from dotmac_tasks.errors import (
     ClaimLostError,
     ConfigurationError,
     CorruptRecordError,
+    IdempotencyError,
     InvalidKeyError,
     StorageError,
     StorageTimeoutError,
@@ -654,6 +655,13 @@ class Run:
         self.headers = http.response_headers(key, protected=protected)
 
     @property
+    def ended(self) -> bool:
+        """
+        Whether the outcome has been decided, so that nothing can be said of it any more.
+        """
+        return self._ended
+
+    @property
     def max_body(self) -> int:
         """
         Bytes of a body that can be kept.
@@ -680,9 +688,12 @@ class Run:
         is nothing to hand on, and the worker's completion will say so.
 
         Raises:
+            IdempotencyError: The request has ended; start no worker.
             ClaimLostError: Another executor has the key; start no worker.
             StorageError: The project asks for strictness and it is not written.
         """
+        if self._ended:
+            raise IdempotencyError(self.storage_key, _ENDED)
         if self._claim is None or not self.protected:
             return self.storage_key
         try:
@@ -850,6 +861,10 @@ _STILL_RUNNING = "The first request with this key is still running. Retry it lat
 _NOT_REPLAYABLE = (
     "The first request with this key has been carried out, but its response could not be kept. "
     "It will not be carried out again; look up the result in another way."
+)
+_ENDED = (
+    "This request has ended, so its operation cannot be handed on any more. "
+    "Call defer_operation() before the response is finished."
 )
 _OUTCOME_UNKNOWN = (
     "The first request with this key was interrupted and its outcome is not known. "

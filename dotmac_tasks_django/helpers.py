@@ -20,6 +20,12 @@ __all__ = [
     "set_operation_result",
 ]
 
+_ENDED = (
+    "This request has ended, so its operation cannot be handed on any more. Call "
+    "defer_operation() in the view, or in on_commit of its transaction. In a TestCase nothing "
+    "commits before the request has ended: use a TransactionTestCase there."
+)
+
 
 def get_idempotency_key(request: Any) -> str | None:
     """
@@ -69,11 +75,16 @@ def defer_operation(request: Any, timeout: float = 3600) -> str | None:
         The stored key for the worker; None without a key.
 
     Raises:
+        IdempotencyError: The request has ended; start no worker.
         ClaimLostError: Another executor has the key; start no worker.
         StorageError: The project asks for strictness and it is not written.
     """
     run = find_run(request)
-    return None if run is None else run.defer(timeout)
+    if run is None:
+        return None
+    if run.ended:
+        raise IdempotencyError(run.storage_key, _ENDED)
+    return run.defer(timeout)
 
 
 def downstream_key(request: Any, name: str) -> str:

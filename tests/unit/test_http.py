@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dotmac_tasks.errors import ConfigurationError
+from dotmac_tasks.errors import ClaimLostError, ConfigurationError, IdempotencyError
 from dotmac_tasks.events import StorageUnprotected
 from dotmac_tasks.fingerprint import body_digest, selected_digest
 from dotmac_tasks.http import (
@@ -490,6 +490,20 @@ def test_directive_releases_a_stream(http: HttpIdempotency) -> None:
     first.follow(" No ")
     first.finish_unkept("stream")
     run(http).fail()
+
+
+def test_ended_run_cannot_be_deferred(http: HttpIdempotency) -> None:
+    """
+    Handing on comes too late behind the end, and is not blamed on another executor.
+    """
+    first = run(http)
+    assert not first.ended
+    first.finish(200, [], b"")
+    assert first.ended
+    with pytest.raises(IdempotencyError, match="has ended") as caught:
+        first.defer(60)
+    assert not isinstance(caught.value, ClaimLostError)
+    assert answer(http).status == 200
 
 
 def test_deferred_run_survives_a_refusing_status(
