@@ -354,7 +354,8 @@ class BackgroundOperationsManager:
 
         Raises:
             ConfigurationError: A setting cannot work.
-            TypeError: A coroutine function or generator is decorated.
+            TypeError: The operation type is missing or no text, or a coroutine function
+                or generator is decorated.
         """
         settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
         how = FunctionKey(tenant_id, user_id, key)
@@ -387,6 +388,7 @@ class BackgroundOperationsManager:
         Raises:
             ConfigurationError: A setting cannot work, or neither parameters nor a
                 key say which operation it is.
+            TypeError: The operation type is no text.
             InvalidKeyError: The key cannot be stored.
             SerializationError: A parameter has no canonical form.
         """
@@ -409,6 +411,15 @@ class BackgroundOperationsManager:
         lease: float | None = None,
         on_abandoned: AbandonedPolicy | None = None,
     ) -> OperationSettings:
+        if callable(operation_type):
+            raise TypeError(
+                'The operation type is missing: write @manager.idempotent("charge") with a name '
+                "of the work that stays when the function is renamed."
+            )
+        if not isinstance(operation_type, str):
+            raise TypeError(
+                f"The operation type must be text, not a {type(operation_type).__name__}."
+            )
         config = self.config
         retention = config.default_idempotency_ttl if ttl is None else to_seconds("ttl", ttl)
         # A retention that was chosen shorter than the default lease shortens the lease with it.

@@ -76,7 +76,16 @@ class BackgroundOperationsMiddleware:
 
         Raises:
             ConfigurationError: An option is unknown or cannot work.
+            TypeError: This is no application, or no manager.
         """
+        if not callable(app):
+            raise TypeError(f"The application must be a WSGI callable, not a {type(app).__name__}.")
+        if not isinstance(manager, BackgroundOperationsManager):
+            # What was passed is not shown: a URL may hold a password.
+            raise TypeError(
+                "The manager must be a BackgroundOperationsManager, not a "
+                f"{type(manager).__name__}. Make one: BackgroundOperationsManager(url)."
+            )
         self.app = app
         self.manager = manager
         config = manager.config.replace(**options) if options else manager.config
@@ -444,6 +453,7 @@ def add_background_operations_middleware(
 
     Raises:
         ConfigurationError: An option is unknown or cannot work.
+        TypeError: This is no application, or no manager.
     """
     manager = manager if manager is not None else BackgroundOperationsManager.from_env()
     holder = hasattr(app, "wsgi_app")
@@ -499,6 +509,7 @@ def defer_operation(environ: WSGIEnvironment, timeout: float = 3600) -> str | No
         The stored key, for `complete_idempotent_operation`; None without a key.
 
     Raises:
+        IdempotencyError: The request has ended; start no worker.
         ClaimLostError: Another executor has the key; start no worker.
         StorageError: The project asks for strictness and it is not written.
     """

@@ -564,3 +564,25 @@ def test_request_of_the_http_layer_works_with_the_guard(
     assert manager.heartbeat.held_count == 1
     claim.release()  # type: ignore[union-attr]
     assert manager.heartbeat.held_count == 0
+
+
+def test_bare_decorator_is_refused() -> None:
+    """Without a name of the work the decorator says what is missing, before anything runs."""
+    with BackgroundOperationsManager(enable_background_cleanup=False) as manager:
+        bare: Any = manager.idempotent
+        with pytest.raises(TypeError, match=r'@manager\.idempotent\("charge"\)'):
+            bare(lambda: 1)
+        assert manager.idempotent("charge")(lambda: 1)() == 1
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"charge"], ids=str)
+def test_operation_type_that_is_no_text_is_refused(wrong: Any) -> None:
+    """The decorator, the block and an explicit key take text as the operation type only."""
+    manager = BackgroundOperationsManager()
+    for call in (
+        lambda: manager.idempotent(wrong),
+        lambda: manager.idempotent_operation(wrong, {}),
+        lambda: manager.create_idempotency_key("t", None, wrong, "k"),
+    ):
+        with pytest.raises(TypeError, match="must be text"):
+            call()

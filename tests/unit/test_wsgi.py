@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.wsgi import (
     BackgroundOperationsMiddleware,
+    add_background_operations_middleware,
     defer_operation,
     get_idempotency_key,
     is_idempotent_request,
@@ -29,6 +32,24 @@ def test_helpers_know_nothing_of_a_foreign_environment() -> None:
     assert defer_operation(environ) is None
     set_operation_result(environ, object())
     assert environ == {"HTTP_IDEMPOTENCY_KEY": "k"}
+
+
+def test_mistaken_arguments_are_refused_at_once() -> None:
+    """
+    What is no application or no manager is refused when it is wrapped, and not repeated.
+    """
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        return []
+
+    mistaken: Any = "redis://:hunter@localhost"
+    with pytest.raises(TypeError, match="BackgroundOperationsManager, not a str") as caught:
+        BackgroundOperationsMiddleware(app, mistaken)
+    assert "hunter" not in str(caught.value)
+    with pytest.raises(TypeError, match="WSGI callable, not a int"):
+        add_background_operations_middleware(3)
+    with BackgroundOperationsManager() as manager:
+        assert add_background_operations_middleware(app, manager) is manager
 
 
 def test_threads_do_not_mix_their_requests() -> None:
