@@ -42,6 +42,8 @@ _MAX_UNWRITTEN = 1000
 # Seconds between two attempts at a storage that fails: at the least, and at the most.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 1.0
+# Seconds between two messages that leases cannot be renewed.
+_COMPLAINT_INTERVAL = 10.0
 _REWRITING = RetryPolicy(base=_FIRST_PAUSE, cap=_LONGEST_PAUSE)
 
 
@@ -169,6 +171,8 @@ class Heartbeat:
         # Of the attempts to write outcomes; only the one thread that beats touches these two.
         self._failures = 0
         self._resume_at = -math.inf
+        # When it was last said that renewing fails; None while it works. That thread's, too.
+        self._complained_at: float | None = None
 
     def after_fork(self) -> None:
         """
@@ -358,12 +362,18 @@ class Heartbeat:
                     held.due = sent + held.lease.seconds / 3
                 else:
                     self._lose(held)
+        if batch and self._complained_at is not None:
+            self._complained_at = None
+            logger.info("Leases are renewed again")
 
     def _postpone(self, batch: list[Held], error: StorageError) -> None:
         now = self._monotonic()
         for held in batch:
             held.due = now + min(held.lease.seconds / 6, _LONGEST_PAUSE)
-        logger.warning("%d leases could not be renewed: %s", len(batch), error)
+        # Short leases are tried several times a second, and an outage is one event.
+        if self._complained_at is None or now >= self._complained_at + _COMPLAINT_INTERVAL:
+            self._complained_at = now
+            logger.warning("Leases could not be renewed (%d): %s", len(batch), error)
 
     def _lose(self, held: Held) -> None:
         owner = held.lease.owner

@@ -213,6 +213,27 @@ def test_claim_is_extended_after_an_outage_that_nobody_used(bench: Bench) -> Non
     assert bench.is_live()
 
 
+def test_outage_is_complained_of_now_and_then(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing renewal is logged at once, then every ten seconds, and so is its end."""
+    caplog.set_level(logging.INFO)
+    bench.claim()
+    bench.storage.refuse("renew_leases", times=100)
+    bench.pass_time(21)
+    assert bench.renewals() > 5
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith("Leases could not be renewed (1): ")
+    caplog.clear()
+    bench.storage.heal()
+    bench.pass_time(2)
+    assert [record.getMessage() for record in caplog.records] == ["Leases are renewed again"]
+    caplog.clear()
+    bench.pass_time(LEASE)
+    assert not caplog.records
+
+
 def test_executor_that_hangs_is_not_renewed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """After the execution limit a claim is let go, and its lease decides."""
     held = bench.claim()
