@@ -64,6 +64,13 @@ def test_maximum_is_kept() -> None:
     assert clean().startswith("2 expired records removed")
 
 
+def test_one_is_counted_as_one() -> None:
+    """A single record and a single batch are not spoken of in the plural."""
+    clean("--max", "6")
+    assert clean("--dry-run") == "1 expired record would be removed."
+    assert clean() == "1 expired record removed in 1 batch."
+
+
 def test_json_summary() -> None:
     """The summary can be read by a machine."""
     assert json.loads(clean("--json")) == {

@@ -79,7 +79,12 @@ def _as_json(report: CleanupReport) -> str:
 
 
 def _as_text(report: CleanupReport) -> str:
+    records = _count(report.removed, "expired record", "expired records")
     if report.dry_run:
-        return f"{report.removed} expired records would be removed."
+        return f"{records} would be removed."
     rest = "; more are left" if report.more else ""
-    return f"{report.removed} expired records removed in {report.batches} batches{rest}."
+    return f"{records} removed in {_count(report.batches, 'batch', 'batches')}{rest}."
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
