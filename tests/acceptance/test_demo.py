@@ -315,6 +315,16 @@ def test_demo_charges_once_over_redis_while_a_worker_is_killed(tmp_path: Path) -
     assert_nothing_is_left(tmp_path, output)
 
 
+@pytest.mark.parametrize("number", ["abc", "0", "-1", "1.5"])
+def test_number_that_is_none_is_refused_by_name(number: str, tmp_path: Path) -> None:
+    """
+    A count that cannot be is refused in words, and nothing is started.
+    """
+    status, output = run_demo(tmp_path, f"--orders={number}")
+    assert status == 2
+    assert f"must be a whole number of at least 1, not '{number}'" in output
+
+
 @pytest.mark.slow
 @needs_server
 def test_demo_charges_once_over_memory(tmp_path: Path) -> None:
@@ -371,5 +381,6 @@ def test_serve_answers_as_its_curl_lines_promise_until_ctrl_c(tmp_path: Path) ->
     assert first[2] == replay[2]
     assert "Idempotent-Replayed" not in first[1]
     assert replay[1]["Idempotent-Replayed"] == "true"
-    assert process.returncode == 130, rest
+    assert process.returncode == 0, rest
+    assert "Closing the shop." in rest
     assert_nothing_is_left(tmp_path, output)

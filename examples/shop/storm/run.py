@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,9 @@ def serve(console: Console, stack: Stack, options: Options) -> None:
         console.print(curl_line(stack.shop_url, quantity), soft_wrap=True, highlight=False)
         console.print()
     console.print("Ctrl-C closes the shop.")
-    threading.Event().wait()
+    with suppress(KeyboardInterrupt):  # the one way in which this is meant to end
+        threading.Event().wait()
+    console.print("\nClosing the shop.")
 
 
 def curl_line(url: str, quantity: int) -> str:
