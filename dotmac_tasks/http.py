@@ -26,6 +26,7 @@ from dotmac_tasks.config import (
     StorageErrorPolicy,
     TasksConfig,
     check_setting,
+    to_seconds,
 )
 from dotmac_tasks.errors import (
     ClaimLostError,
@@ -688,16 +689,19 @@ class Run:
         is nothing to hand on, and the worker's completion will say so.
 
         Raises:
+            ConfigurationError: The time is not positive.
             IdempotencyError: The request has ended; start no worker.
             ClaimLostError: Another executor has the key; start no worker.
             StorageError: The project asks for strictness and it is not written.
         """
+        # Also where nothing is written: a mistake must not wait for the storage to show itself.
+        seconds = to_seconds("timeout", timeout)
         if self._ended:
             raise IdempotencyError(self.storage_key, _ENDED)
         if self._claim is None or not self.protected:
             return self.storage_key
         try:
-            if not self._claim.defer(timeout):
+            if not self._claim.defer(seconds):
                 raise ClaimLostError(self.storage_key)
         except StorageError as error:
             # The record stays as the claim left it, and its lease decides.

@@ -506,6 +506,20 @@ def test_ended_run_cannot_be_deferred(http: HttpIdempotency) -> None:
     assert answer(http).status == 200
 
 
+def test_deferring_for_no_time_is_refused_without_a_storage(
+    http: HttpIdempotency, faulty: FaultyStorage
+) -> None:
+    """
+    A worker without time is a mistake, also while the request runs unprotected.
+    """
+    faulty.refuse("claim_operation")
+    first = run(http)
+    assert not first.protected
+    with pytest.raises(ConfigurationError, match="TIMEOUT"):
+        first.defer(0)
+    assert first.defer(1) == first.storage_key
+
+
 def test_deferred_run_survives_a_refusing_status(
     http: HttpIdempotency, manager: BackgroundOperationsManager
 ) -> None:
