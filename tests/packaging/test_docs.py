@@ -466,6 +466,16 @@ def test_django_example_of_the_readme_runs(tmp_path: Path) -> None:
     run_python("-c", textwrap.dedent(program), folder=tmp_path)
 
 
+def test_readme_links_every_page() -> None:
+    """The readme leads to each page of the documentation, and to none that is not there."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([^):]+)\)", readme))
+    assert all((ROOT / path).is_file() for path in linked)
+    folders = ("tutorial", "how-to", "reference", "explanation")
+    pages = {f"docs/{page}" for page in PAGES if page.startswith(folders)}
+    assert pages <= linked
+
+
 def test_readme_names_what_there_is() -> None:
     """Each make target of the readme is one of the Makefile."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
