@@ -46,7 +46,7 @@ Deepest nesting that is accepted; every process can decode it, whatever its stac
 # Every interpreter converts integers of this size to text and back, whatever limit it has set.
 _MAX_INT_BITS = 2048
 
-_STATUS = re.compile(r"[1-9][0-9]{2}(?:\n|\Z)")
+_STATUS = re.compile(r"[1-5][0-9]{2}(?:\n|\Z)")
 
 Path: TypeAlias = "tuple[Path, str | int] | None"
 """
@@ -109,6 +109,13 @@ _encode_json = json.JSONEncoder(
 ).encode
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
 def encode_result(value: Any) -> bytes:
     """
     Encode a result that JSON gives back unchanged.
@@ -129,17 +136,20 @@ def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes
     Encode a response.
 
     Raises:
-        ValueError: A header is none of HTTP: a colon in its name, or a line break anywhere.
+        ValueError: The status or a header is none of HTTP: a status outside 100 to 599, a colon
+            or another letter than ASCII's in a name, a line break or a lone surrogate anywhere.
     """
+    if not 100 <= status <= 599:
+        raise ValueError(f"{status} is no status of HTTP")
     head = f"1h{status}\n"
     for name, value in headers:
-        if ":" in name or "\n" in name or "\n" in value:
+        if not name.isascii() or ":" in name or "\n" in name or "\n" in value:
             raise ValueError(f"the header {name!r} cannot be kept on a line of its own")
         head += f"{name}: {value}\n"
     if "\r" in head:
         raise ValueError("a header holds a carriage return")
     # No header is an empty line, so that the first one ends the head.
-    return b"%b\n%b" % (head.encode("utf-8", "surrogatepass"), body)
+    return b"%b\n%b" % (head.encode(), body)
 
 
 def encode_tombstone(reason: str) -> bytes:
@@ -168,7 +178,7 @@ def decode_payload(payload: bytes) -> Outcome:
         if kind == b"1h":
             return _decode_response(payload)
         if kind == b"1j":
-            return JsonOutcome(json.loads(payload[2:]))
+            return JsonOutcome(_decode_result(payload))
         if kind == b"1t":
             return Tombstone(payload[2:].decode())
         if kind == b"1e":
@@ -178,16 +188,24 @@ def decode_payload(payload: bytes) -> Outcome:
     raise ValueError(f"the stored outcome is of the unknown kind {kind!r}")
 
 
+def _decode_result(payload: bytes) -> Any:
+    value = _decode_json(payload[2:].decode())
+    if b"\\u" in payload:
+        # An escape may stand for a lone surrogate, which no answer could carry.
+        _encode_json(value).encode()
+    return value
+
+
 def _decode_response(payload: bytes) -> HttpOutcome:
     end = payload.index(b"\n\n")
-    head = payload[2:end].decode("utf-8", "surrogatepass")
+    head = payload[2:end].decode()
     if not _STATUS.match(head) or "\r" in head:
         raise ValueError("the stored response is none of HTTP")
     status, *lines = head.split("\n")
     headers = []
     for line in lines:
         name, found, value = line.partition(": ")
-        if not found:
+        if not found or not name.isascii():
             raise ValueError("a line of the stored response is no header")
         headers.append((name, value))
     return HttpOutcome(int(status), headers, payload[end + 2 :])

@@ -1336,14 +1336,26 @@ def test_corrupt_record_is_refused_whatever_the_setting(
     assert work.runs == 0
 
 
-def test_outcome_of_a_newer_format_is_refused(serve: Any, backend: Backend) -> None:
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"9h[200,[]]\n",
+        b'1j"\\ud800"',
+        b"1h999\n\n",
+        b"1h200\nCont\xc3\xa9nt: a\n\n",
+        b"1h200\nLink: \xed\xa0\x80\n\n",
+    ],
+)
+def test_outcome_that_cannot_be_sent_is_refused(
+    serve: Any, backend: Backend, payload: bytes
+) -> None:
     """
-    An outcome that a newer version has written is refused, not run again.
+    A damaged outcome, or one that a newer version has written, is refused, not run again.
     """
     work = Deferring()
     client = serve(work, backend.storage)
     client.send(key=KEY)
-    backend.storage.settle_operation(work.keys[0] or "", b"9h[200,[]]\n", failed=False)
+    backend.storage.settle_operation(work.keys[0] or "", payload, failed=False)
     answer = client.send(key=KEY)
     assert (answer.status, answer.problem) == (503, "unreadable-record")
     assert len(work.keys) == 1
