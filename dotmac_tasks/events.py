@@ -188,7 +188,7 @@ class ClaimLost(Event):
     An executor lost its claim, so its outcome is not recorded.
 
     Attributes:
-        reason: How, such as ``taken_over`` or ``max_execution``.
+        reason: ``taken_over``, ``unwritten`` (tried for too long) or ``corrupt``.
     """
 
     name: ClassVar[str] = "claim.lost"
