@@ -167,6 +167,7 @@ def obey(manager: BackgroundOperationsManager, application: Application, report:
     Follow commands until there are no more.
     """
     commands: dict[str, Callable[[], Any]] = {
+        "sync": lambda: None,
         "counts": lambda: manager.guard.counts._asdict(),
         "held": lambda: manager.heartbeat.held_count,
         "unwritten": lambda: manager.heartbeat.unwritten_count,

@@ -66,6 +66,7 @@ class Worker:
         self._lines: list[dict[str, Any]] = []
         self._ended = False
         self._commands = 0
+        self._frozen = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.worker_program", json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -107,6 +108,8 @@ class Worker:
         """
         How often the work was begun.
         """
+        if self._process.poll() is None and not self._frozen:
+            self.ask("sync")  # its reply comes behind all that was told before
         return len(self.told("run"))
 
     def told(self, what: str) -> list[dict[str, Any]]:
@@ -176,6 +179,7 @@ class Worker:
         """
         Stop every thread of it where it stands.
         """
+        self._frozen = True
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -183,6 +187,7 @@ class Worker:
         Let a frozen process go on.
         """
         self._process.send_signal(signal.SIGCONT)
+        self._frozen = False
 
     def kill(self) -> None:
         """
