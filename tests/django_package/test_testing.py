@@ -25,6 +25,7 @@ class Reporting(SimpleTestCase):
         cls.found.append(_read())
 
     def test_settings(self) -> None:
+        """The settings are read where the class's tests run."""
         self.found.append(_read())
 
 
@@ -63,6 +64,7 @@ def test_class_gets_a_manager_of_its_own() -> None:
     @override_tasks_settings(lease=7)
     class Case(SimpleTestCase):
         def test_manager(self) -> None:
+            """The manager is asked for where the class's test runs."""
             managers.append(get_manager())
 
     unittest.TestSuite([Case("test_manager")]).run(result := unittest.TestResult())
@@ -109,6 +111,7 @@ def test_method_lays_over_its_class() -> None:
     class Case(SimpleTestCase):
         @override_tasks_settings(lease=7)
         def test_method(self) -> None:
+            """The settings are read under the class, the method and a block."""
             found.append(_read())
             with override_tasks_settings(wait=4):
                 found.append(_read())
