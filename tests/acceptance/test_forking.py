@@ -47,6 +47,15 @@ def storage_options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"url": server.url(), "prefix": request.getfixturevalue("random_prefix")}
 
 
+def unmeasured_environment() -> dict[str, str]:
+    # A child that is forked under load may inherit coverage's own lock, held by another thread.
+    return {
+        name: value
+        for name, value in child_environment().items()
+        if not name.startswith("COVERAGE_PROCESS")
+    }
+
+
 def run_program(**options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     Run the forking program; return what the parent and what its children found.
@@ -54,7 +63,7 @@ def run_program(**options: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     done = subprocess.run(
         [sys.executable, "-m", "support.fork_program", json.dumps(options)],
         stdout=subprocess.PIPE,
-        env=child_environment(),
+        env=unmeasured_environment() if options.get("load") else child_environment(),
         timeout=LIMIT,
         check=True,
         text=True,
