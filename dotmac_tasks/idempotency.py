@@ -306,7 +306,7 @@ def _refuse_unfit(function: Callable[..., Any]) -> None:
     name = getattr(function, "__qualname__", repr(function))
     if not callable(function):
         raise TypeError(f"{name} cannot be made idempotent: it is not callable.")
-    for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004
+    for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004 - looked at, not called
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
             raise TypeError(f"{name} cannot be made idempotent: it is asynchronous.")
         if inspect.isgeneratorfunction(candidate):

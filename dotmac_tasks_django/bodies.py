@@ -41,7 +41,7 @@ def request_body_digest(request: HttpRequest) -> bytes:
     """
     content_type: str = request.META.get("CONTENT_TYPE", "")
     if not hasattr(request, "_body"):
-        if cast(_BodyState, request)._read_started:  # noqa: SLF001
+        if cast(_BodyState, request)._read_started:  # noqa: SLF001 - no public way
             return _parsed_digest(request)
         length = _declared_length(request)
         if not _fits_memory(request, length):
@@ -69,7 +69,7 @@ def _fits_memory(request: HttpRequest, length: int) -> bool:
 
 def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
     state = cast(_BodyState, request)
-    stream = state._stream  # noqa: SLF001
+    stream = state._stream  # noqa: SLF001 - no public way
     if stream.seekable():
         # Under ASGI Django has spooled it already.
         digest = stream_digest(content_type, stream, ignored_fields=_IGNORED)
@@ -78,7 +78,7 @@ def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
     else:
         spool = Spool(stream, None, content_type, ignored_fields=_IGNORED)
         call_on_close(request, spool.close)
-        state._stream = spool.file  # noqa: SLF001
+        state._stream = spool.file  # noqa: SLF001 - no public way
         digest, length = spool.digest, spool.length
     if length < _declared_length(request):
         raise IncompleteBodyError

@@ -93,7 +93,7 @@ class _Bounded:
     deadline: float
 
     def _connect(self) -> BoundedSocket:
-        return BoundedSocket(super()._connect(), self)  # type: ignore[misc]
+        return BoundedSocket(super()._connect(), self)  # type: ignore[misc]  # untyped base
 
 
 class _Tcp(Connection):
@@ -118,19 +118,19 @@ class _Unix(UnixDomainSocketConnection):
         return connect_unix(self.path, self.deadline)
 
 
-class _TcpConnection(_Bounded, _Tcp):  # type: ignore[misc]
+class _TcpConnection(_Bounded, _Tcp):  # type: ignore[misc]  # untyped base
     """
     Over TCP; used by one thread at a time.
     """
 
 
-class _TlsConnection(_Bounded, SSLConnection, _Tcp):  # type: ignore[misc]
+class _TlsConnection(_Bounded, SSLConnection, _Tcp):  # type: ignore[misc]  # untyped base
     """
     Over TLS; used by one thread at a time.
     """
 
 
-class _UnixConnection(_Bounded, _Unix):  # type: ignore[misc]
+class _UnixConnection(_Bounded, _Unix):  # type: ignore[misc]  # untyped base
     """
     Over a Unix socket; used by one thread at a time.
     """
@@ -469,7 +469,7 @@ def _read_url(url: str) -> dict[str, Any]:
         raise ConfigurationError("redis_url", f"must be text, not a {type(url).__name__}.")
     try:
         _check_place(urlsplit(url))
-        return dict(parse_url(url))  # type: ignore[no-untyped-call]
+        return dict(parse_url(url))  # type: ignore[no-untyped-call]  # redis-py
     except ConfigurationError:
         raise
     except ValueError as error:
