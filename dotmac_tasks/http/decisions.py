@@ -1,0 +1,221 @@
+"""
+What a request gets: it passes untouched, is answered, or runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from dotmac_tasks.claims import Claim, IdempotencyGuard, log_fields
+from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.errors import (
+    CorruptRecordError,
+    InvalidKeyError,
+    StorageError,
+    StorageTimeoutError,
+)
+from dotmac_tasks.events import EventDispatcher
+from dotmac_tasks.fingerprint import request_fingerprint
+from dotmac_tasks.http.answers import (
+    STILL_RUNNING,
+    Answer,
+    Headers,
+    json_answer,
+    problem_answer,
+)
+from dotmac_tasks.http.keeping import ResponseKeeper
+from dotmac_tasks.http.options import Policy, ViewOptions, resolve_policy
+from dotmac_tasks.http.requests import (
+    USER_SCOPE,
+    HttpRequest,
+    IncompleteBodyError,
+    UnknownLengthError,
+)
+from dotmac_tasks.http.run import Run, RunContext, note_unprotected
+from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
+from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
+from dotmac_tasks.serialization import ErrorOutcome, HttpOutcome, JsonOutcome, decode_payload
+
+__all__ = ["HttpIdempotency"]
+
+logger = logging.getLogger(__name__)
+
+# Nobody should be told to come back later than this while the work may end any second.
+_LONGEST_RETRY_AFTER = 5
+
+# Far more than a project has views with options.
+_MOST_RESOLVED = 1_000
+
+
+class HttpIdempotency:
+    """
+    Decides for one manager's settings and storage.
+
+    Instances may be shared between threads; the cache of resolved options is
+    guarded by nothing, since two threads can only put the same value there.
+    """
+
+    def __init__(
+        self, config: TasksConfig, guard: IdempotencyGuard, events: EventDispatcher
+    ) -> None:
+        """
+        Take what a manager has wired together.
+        """
+        self.config = config
+        self._guard = guard
+        self._methods = frozenset(config.methods)
+        self._default = resolve_policy(config, ViewOptions())
+        self._resolved: dict[int, tuple[ViewOptions, Policy]] = {}
+        self._is_exempt = config.is_exempt
+        self._key_name = config.idempotency_response_header
+        self._context = RunContext(ResponseKeeper(config), events, self._key_name)
+        self._replay_marks = ((config.cache_hit_header, "true"), ("Idempotent-Replayed", "true"))
+
+    def covers(self, method: str, path: str) -> bool:
+        """
+        Tell whether requests of this method to this path are looked at.
+        """
+        return method in self._methods and not self._is_exempt(path)
+
+    def begin(
+        self, request: HttpRequest, options: ViewOptions | None = None
+    ) -> Answer | Run | None:
+        """
+        Decide what happens to a request that `covers` accepted.
+
+        Returns:
+            None to let it pass untouched, an `Answer` to send instead of the
+            application's, or a `Run`: run the application and tell it the end.
+
+        Costs one storage call, none without a key. Storage errors do not
+        escape: they become an answer or an unprotected run, as the policy says.
+
+        Raises:
+            ConfigurationError: The options and the settings cannot work together.
+        """
+        policy = self._default if options is None else self._policy(options)
+        header = request.key_header()
+        if header is None:
+            if not policy.required:
+                return None
+            return problem_answer("missing-key", [], header=self.config.idempotency_header)
+        try:
+            client_key = parse_key_header(header)
+        except InvalidKeyError as error:
+            return problem_answer("invalid-key", [], reason=error)
+        try:
+            claim_request = self._claim_request(request, policy, client_key)
+        except IncompleteBodyError:
+            return self._refuse("incomplete-body", client_key)
+        except UnknownLengthError:
+            return self._refuse("length-required", client_key)
+        wait = policy.wait if policy.in_progress == "wait" else 0.0
+        try:
+            reply = self._guard.claim(claim_request, wait=wait)
+        except CorruptRecordError:
+            return self._unreadable(claim_request, client_key)
+        except StorageError as error:
+            return self._without_storage(claim_request, client_key, policy, error)
+        if isinstance(reply, Claim):
+            return Run(self._context, client_key, claim_request, reply, strict=policy.is_strict)
+        return self._answer(claim_request, client_key, reply, policy)
+
+    def _policy(self, options: ViewOptions) -> Policy:
+        # The options object is kept beside its policy, so that its id stays taken.
+        known = self._resolved.get(id(options))
+        if known is None:
+            if len(self._resolved) >= _MOST_RESOLVED:
+                # Options that are made for each request must not fill the memory.
+                self._resolved.clear()
+            known = self._resolved[id(options)] = (options, resolve_policy(self.config, options))
+        return known[1]
+
+    def _claim_request(self, request: HttpRequest, policy: Policy, client_key: str) -> ClaimRequest:
+        tenant, principal = request.scope()
+        method, path = request.method, request.path
+        return ClaimRequest(
+            http_storage_key(tenant, principal, client_key),
+            new_token(),
+            tenant,
+            # A digest of credentials scopes the key; it is not left lying in a storage.
+            principal.removeprefix(USER_SCOPE) if principal.startswith(USER_SCOPE) else "",
+            f"{method} {path}"[:200],
+            request_fingerprint(
+                method,
+                path,
+                request.query,
+                request.content_type,
+                request.body_digest(policy.fingerprint),
+            ),
+            policy.ttl,
+            policy.lease,
+            policy.on_abandoned,
+        )
+
+    # Answers
+
+    def _answer(
+        self, request: ClaimRequest, client_key: str, reply: ClaimReply, policy: Policy
+    ) -> Answer:
+        outcome = reply.outcome
+        if outcome is ClaimOutcome.FINISHED:
+            return self._replay(request, client_key, reply.payload)
+        if outcome is ClaimOutcome.IN_PROGRESS:
+            return self._still_running(client_key, reply.remaining, policy)
+        if outcome is ClaimOutcome.UNRESOLVED:
+            return self._refuse("outcome-unknown", client_key)
+        # Another tenant's record looks exactly like a reused key, so that nothing is told.
+        return self._refuse("key-reused", client_key)
+
+    def _replay(self, request: ClaimRequest, client_key: str, payload: bytes) -> Answer:
+        try:
+            outcome = decode_payload(payload)
+        except ValueError:
+            return self._unreadable(request, client_key)
+        headers: Headers = [*self._replay_marks, (self._key_name, client_key)]
+        if isinstance(outcome, HttpOutcome):
+            return Answer(outcome.status, outcome.headers + headers, outcome.body)
+        if isinstance(outcome, JsonOutcome):
+            return json_answer(200, outcome.value, headers)
+        if isinstance(outcome, ErrorOutcome):
+            return json_answer(400, {"status": "failed", "error": outcome.message}, headers)
+        return self._refuse("not-replayable", client_key)
+
+    def _still_running(self, client_key: str, remaining: float, policy: Policy) -> Answer:
+        seconds = max(1, min(math.ceil(remaining), _LONGEST_RETRY_AFTER))
+        if policy.in_progress != "accepted":
+            return self._refuse("still-running", client_key, retry_after=seconds)
+        headers: Headers = [("Retry-After", str(seconds)), (self._key_name, client_key)]
+        return json_answer(202, {"status": "in_progress", "message": STILL_RUNNING}, headers)
+
+    def _unreadable(self, request: ClaimRequest, client_key: str) -> Answer:
+        logger.error(
+            "An idempotency record cannot be read; the request is refused",
+            extra=log_fields(request),
+        )
+        return self._refuse("unreadable-record", client_key, retry_after=30)
+
+    def _without_storage(
+        self, request: ClaimRequest, client_key: str, policy: Policy, error: StorageError
+    ) -> Answer | Run:
+        refused = policy.is_strict
+        # Only after a timeout may the claim have been written.
+        doubtful = isinstance(error, StorageTimeoutError)
+        logger.warning(
+            "The storage failed before the work; the request %s: %s",
+            "is refused" if refused else "runs unprotected",
+            error,
+            extra=log_fields(request),
+        )
+        if refused:
+            if doubtful:
+                # Nobody works under it: it must not keep the next attempt out.
+                self._guard.forget(request)
+            return self._refuse("storage-unavailable", client_key, retry_after=1)
+        note_unprotected(self._context.events, request, error)
+        claim = self._guard.unconfirmed(request) if doubtful else None
+        return Run(self._context, client_key, request, claim, protected=False)
+
+    def _refuse(self, name: str, client_key: str, *, retry_after: int = 0) -> Answer:
+        return problem_answer(name, [(self._key_name, client_key)], retry_after=retry_after)

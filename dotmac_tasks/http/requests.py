@@ -1,0 +1,112 @@
+"""
+What an adapter tells of a request, and for whom its key counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = [
+    "USER_SCOPE",
+    "HttpRequest",
+    "IncompleteBodyError",
+    "UnknownLengthError",
+    "principal_scope",
+]
+
+USER_SCOPE = "user:"
+"""
+In front of a resolved user in a scope, so that no user is called like a digest.
+"""
+
+
+class HttpRequest(Protocol):
+    """
+    What an adapter tells of a request; asked for no more than is needed.
+
+    One per request; used by the thread that serves it.
+    """
+
+    @property
+    def method(self) -> str:
+        """
+        The method, in capitals.
+        """
+        ...
+
+    @property
+    def path(self) -> str:
+        """
+        The path as it came, not normalised, with the mount point.
+        """
+        ...
+
+    @property
+    def query(self) -> str:
+        """
+        The raw query string, without the question mark.
+        """
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """
+        The raw content type, or an empty string.
+        """
+        ...
+
+    def key_header(self) -> str | None:
+        """
+        Return the raw value of the key's header, or None where there is none.
+        """
+        ...
+
+    def scope(self) -> tuple[str, str]:
+        """
+        Return the tenant and the principal, as `principal_scope` forms it.
+        """
+        ...
+
+    def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
+        """
+        Return the digest of the body, or of what a view's selector makes of it.
+
+        Raises:
+            IncompleteBodyError: The body ended early.
+            UnknownLengthError: The body has no end that is known.
+        """
+        ...
+
+
+class IncompleteBodyError(Exception):
+    """
+    The client went away while it sent the body; raised by `HttpRequest.body_digest`.
+
+    Immutable. What arrived is not what the client meant, so nothing is claimed.
+    """
+
+
+class UnknownLengthError(Exception):
+    """
+    Nobody says clearly where the body ends; raised by `HttpRequest.body_digest`.
+
+    Immutable. Taken for empty, it would be the same as any other body.
+    """
+
+
+def principal_scope(user: object, credentials: str | None) -> str:
+    """
+    Return the principal's part of a key's scope.
+
+    The authenticated user if there is one; otherwise a digest of the
+    credentials that nobody resolved, so that two bearers never share a scope;
+    otherwise the empty string, which all anonymous callers of a tenant share.
+    A user whose id is 0 is a user.
+    """
+    if user is not None and user != "":
+        return f"{USER_SCOPE}{user}"
+    if credentials:
+        return "credentials:" + hashlib.sha256(credentials.encode("utf-8", "replace")).hexdigest()
+    return ""
