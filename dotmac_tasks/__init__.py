@@ -34,6 +34,7 @@ from dotmac_tasks.errors import (
 from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import BackgroundOperation, IdempotencyKey, OperationStatus
+from dotmac_tasks.reconciliation import AbandonedOperation, Verdict
 from dotmac_tasks.storage import MemoryStorage, Storage
 from dotmac_tasks.wsgi import (
     BackgroundOperationsMiddleware,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AbandonedOperation",
     "BackgroundOperation",
     "BackgroundOperationsManager",
     "BackgroundOperationsMiddleware",
@@ -79,6 +81,7 @@ __all__ = [
     "StorageTimeoutError",
     "StorageUnavailableError",
     "TasksError",
+    "Verdict",
     "add_background_operations_middleware",
     "defer_operation",
     "get_idempotency_key",

@@ -32,6 +32,7 @@ from dotmac_tasks.events import (
     IdempotencyMiss,
     OperationCompleted,
     OperationEnqueued,
+    OperationReconciled,
 )
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.heartbeat import Heartbeat, HeldClaim
@@ -44,6 +45,7 @@ from dotmac_tasks.models import (
     LeaseKind,
     WriteOutcome,
 )
+from dotmac_tasks.reconciliation import Decision, Reconciler
 from dotmac_tasks.retry import POLLING
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
@@ -60,6 +62,9 @@ _IN_PROGRESS = ClaimOutcome.IN_PROGRESS
 _UNRESOLVED = ClaimOutcome.UNRESOLVED
 _DONE = WriteOutcome.DONE
 _OPERATION = LeaseKind.OPERATION
+
+# Over before anybody looks, and still a time that every storage can hold, in seconds.
+_AT_ONCE = 0.001
 
 _OPEN = 0
 _DEFERRED = 1
@@ -174,6 +179,19 @@ class Claim(HeldClaim):
         Stop renewing and record nothing; the lease and the policy decide.
         """
         self._end()
+
+    def hand_back(self) -> None:
+        """
+        End its lease at once and record nothing: the work is abandoned again.
+
+        Should the storage fail, the lease ends by itself. Harmless after another ending.
+        """
+        if not self._end():
+            return
+        try:
+            self._guard.storage.renew_leases([self.lease._replace(seconds=_AT_ONCE)])
+        except StorageError as error:
+            self._report("A lease could not be ended and runs out by itself: %s", error)
 
     def defer(self, seconds: float) -> bool:
         """
@@ -353,17 +371,26 @@ class IdempotencyGuard:
                 self._delayed,
             )
 
-    def claim(self, request: ClaimRequest, *, wait: float = 0.0) -> Claim | ClaimReply:
+    def claim(
+        self,
+        request: ClaimRequest,
+        *,
+        wait: float = 0.0,
+        reconciler: Reconciler | None = None,
+    ) -> Claim | ClaimReply:
         """
         Become the executor of a key, or learn what is there.
 
         A claim that is returned is kept alive by the heartbeat until it ends.
+        Where abandoned work waits for a decision, `reconciler` is asked for one.
 
         Args:
             request: Who asks for what, with an owner token of its own.
             wait: Seconds to wait for a running executor. At most
                 `config.max_waiting` threads of a process wait; further ones are
                 answered at once, so that waiting cannot use up a server's threads.
+            reconciler: Says what became of abandoned work, while it is claimed for
+                that; raises nothing but what ends the process or the thread.
 
         Raises:
             ConfigurationError: A duration of the request cannot work.
@@ -381,6 +408,12 @@ class IdempotencyGuard:
         answer = self._attempt(request)
         if wait > 0 and isinstance(answer, ClaimReply) and answer.outcome is _IN_PROGRESS:
             answer = self._wait_for(request, answer, wait)
+        if (
+            reconciler is not None
+            and isinstance(answer, ClaimReply)
+            and answer.outcome is _UNRESOLVED
+        ):
+            answer = self._reconcile(request, answer, reconciler)
         if isinstance(answer, Claim):
             self._note_claimed(answer)
         else:
@@ -420,6 +453,46 @@ class IdempotencyGuard:
         claim = Claim(self, request, reply, since)
         self.heartbeat.hold(claim)
         return claim
+
+    def _reconcile(
+        self, request: ClaimRequest, reply: ClaimReply, reconciler: Reconciler
+    ) -> Claim | ClaimReply:
+        """
+        Take abandoned work over, ask what became of it, and do what the answer says.
+
+        Naming the token of the claim that was seen, of all who saw it one asks. If this process
+        dies before the answer is written, the work is abandoned as it was, and the next one asks.
+        """
+        try:
+            # Whatever the policy is by now: undecided, it must stay refused.
+            claim = self._attempt(
+                request._replace(takeover=reply.fencing_token, on_abandoned="refuse")
+            )
+        except StorageError as error:
+            # Not as at a first attempt: that this work was begun is known, so it may not run
+            # unprotected. And not given back, since that would let the next one run it.
+            logger.warning(
+                "Abandoned work could not be taken over to be asked about: %s",
+                error,
+                extra=log_fields(request),
+            )
+            return reply
+        if not isinstance(claim, Claim):
+            return claim
+        try:
+            decision, payload = reconciler.judge(claim.request, claim.fencing_token)
+        except BaseException:
+            claim.abandon()
+            raise
+        self._note_reconciled(claim, decision)
+        if decision is Decision.RUN_AGAIN:
+            return claim
+        if decision is Decision.ASK_PERSON:
+            claim.hand_back()
+            return reply
+        if claim.complete(payload, failed=decision is Decision.FAILED):
+            return ClaimReply(_FINISHED, payload=payload)
+        return ClaimReply(_IN_PROGRESS, remaining=request.lease)
 
     def _wait_for(
         self, request: ClaimRequest, reply: ClaimReply, wait: float
@@ -480,6 +553,15 @@ class IdempotencyGuard:
                 self._conflicts += 1
         if self.events.active:
             self.events.emit(IdempotencyHit(**log_fields(request), outcome=outcome.value))
+
+    def _note_reconciled(self, claim: Claim, decision: Decision) -> None:
+        logger.warning(
+            "What became of an abandoned operation was asked: %s",
+            decision,
+            extra=log_fields(claim.request),
+        )
+        if self.events.active:
+            self.events.emit(OperationReconciled(**log_fields(claim.request), decision=decision))
 
     def note_completed(self, claim: Claim, *, failed: bool) -> None:
         """

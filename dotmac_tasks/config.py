@@ -21,6 +21,8 @@ from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.models import AbandonedPolicy
 
 __all__ = [
+    "AnonymousPolicy",
+    "CallableSetting",
     "InProgressAnswer",
     "StorageErrorPolicy",
     "TasksConfig",
@@ -31,6 +33,8 @@ __all__ = [
 
 InProgressAnswer = Literal["accepted", "conflict", "wait"]
 StorageErrorPolicy = Literal["proceed", "reject"]
+AnonymousPolicy = Literal["share", "ignore", "refuse"]
+CallableSetting = Literal["tenant", "principal", "reconcile", "redactor"]
 
 _DAY = 86_400.0
 # Above it, milliseconds would no longer be exact in every storage.
@@ -67,12 +71,18 @@ class TasksConfig:
         wait: The longest wait of a duplicate, in seconds, with ``wait``.
         on_storage_error: Whether a request runs unprotected while the storage is down.
         on_abandoned: Whether work may run again whose executor died.
+        reconcile: Says what became of work that may not run again by itself; see
+            `AbandonedOperation`. None leaves it to a person.
         tenant: Resolves the tenant of a request; None for the built-in way.
         principal: Resolves the principal of a request; None for the built-in way.
+        anonymous: What a key of a caller counts whom nobody has authenticated: ``share`` gives
+            all of them one scope for each tenant, ``ignore`` runs their requests unprotected and
+            records nothing, ``refuse`` refuses them.
         credential_headers: Request headers whose digest stands in for a principal
             that nobody resolved.
         replay_headers: Response headers that are replayed besides the built-in ones.
         max_response_bytes: Responses with larger bodies are not kept.
+        redactor: Takes out of a response what may not be stored; see `RecordedResponse`.
         saga_timeout: Default deadline of a saga, in seconds.
         saga_retention: Seconds that a finished saga stays.
         operation_retention: Seconds that a finished background operation stays.
@@ -103,11 +113,14 @@ class TasksConfig:
     wait: float = 10.0
     on_storage_error: StorageErrorPolicy = "proceed"
     on_abandoned: AbandonedPolicy = "rerun"
+    reconcile: str | Callable[..., Any] | None = None
     tenant: str | Callable[..., str | None] | None = None
     principal: str | Callable[..., str | None] | None = None
+    anonymous: AnonymousPolicy = "share"
     credential_headers: tuple[str, ...] = ("Authorization",)
     replay_headers: tuple[str, ...] = ()
     max_response_bytes: int = 1_048_576
+    redactor: str | Callable[..., Any] | None = None
     saga_timeout: float = 7_200.0
     saga_retention: float = 30 * _DAY
     operation_retention: float = 30 * _DAY
@@ -131,8 +144,8 @@ class TasksConfig:
             _check_count(name, getattr(self, name), least)
         for name in _HEADERS:
             _match(name, getattr(self, name), _TOKEN, "the name of a header")
-        for name in ("tenant", "principal"):
-            _check_resolver(name, getattr(self, name))
+        for name in _CALLABLES:
+            _check_callable(name, getattr(self, name))
         self._set("hooks", _to_hooks(self.hooks))
         self._set("methods", _to_methods(self.methods))
         self._set("exempt_paths", _to_paths(self.exempt_paths))
@@ -208,7 +221,7 @@ class TasksConfig:
         """
         return path in self._exempt_exact or path.startswith(self._exempt_prefixes)
 
-    def resolve_callable(self, name: Literal["tenant", "principal"]) -> Callable[..., Any] | None:
+    def resolve_callable(self, name: CallableSetting) -> Callable[..., Any] | None:
         """
         Return the callable behind a setting, imported where it is a dotted path.
 
@@ -246,8 +259,7 @@ class TasksConfig:
         Imports them; makes nothing, since a hook may only be made once in a process.
         """
         checks: list[Callable[[], object]] = [
-            partial(self.resolve_callable, "tenant"),
-            partial(self.resolve_callable, "principal"),
+            *(partial(self.resolve_callable, name) for name in _CALLABLES),
             *(partial(_find_hooks, item) for item in self.hooks),
         ]
         errors = []
@@ -306,6 +318,7 @@ _DURATIONS = (
     "operation_retention",
     "cleanup_interval",
 )
+_CALLABLES: tuple[CallableSetting, ...] = get_args(CallableSetting)
 _FLAGS = ("require_key", "enable_background_cleanup")
 _COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0}
 _HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
@@ -315,6 +328,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "in_progress": get_args(InProgressAnswer),
     "on_storage_error": get_args(StorageErrorPolicy),
     "on_abandoned": get_args(AbandonedPolicy),
+    "anonymous": get_args(AnonymousPolicy),
 }
 _WORDS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -410,7 +424,7 @@ def to_seconds(name: str, value: object, *, zero_allowed: bool = False) -> float
     return float(seconds)
 
 
-def _check_resolver(name: str, value: object) -> None:
+def _check_callable(name: str, value: object) -> None:
     if isinstance(value, str):
         _match(name, value, _DOTTED_PATH, "a callable or the dotted path of one")
     elif value is not None and not callable(value):

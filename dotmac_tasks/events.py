@@ -31,6 +31,7 @@ __all__ = [
     "MetricsHooks",
     "OperationCompleted",
     "OperationEnqueued",
+    "OperationReconciled",
     "StorageCall",
     "StorageUnprotected",
 ]
@@ -219,6 +220,24 @@ class CompletionDelayed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperationReconciled(Event):
+    """
+    The project's callback was asked what became of abandoned work.
+
+    Attributes:
+        decision: ``found``, ``failed``, ``run_again`` or ``ask_person``.
+    """
+
+    name: ClassVar[str] = "operation.reconciled"
+    hook: ClassVar[str] = "operation_reconciled"
+
+    tenant_id: str
+    operation_type: str
+    key_hash: str
+    decision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageUnprotected(Event):
     """
     Work runs without protection, because the storage is down.
@@ -292,6 +311,11 @@ class MetricsHooks:
     def completion_delayed(self, event: CompletionDelayed) -> None:
         """
         Receive that an outcome could not be written yet.
+        """
+
+    def operation_reconciled(self, event: OperationReconciled) -> None:
+        """
+        Receive what a callback has decided about abandoned work.
         """
 
     def storage_unprotected(self, event: StorageUnprotected) -> None:

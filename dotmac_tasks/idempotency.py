@@ -23,6 +23,7 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.keys import generate_idempotency_key, new_token, validate_stored_key
 from dotmac_tasks.models import AbandonedPolicy, ClaimRequest
+from dotmac_tasks.reconciliation import Reconcile, Reconciler
 from dotmac_tasks.serialization import (
     ErrorOutcome,
     JsonOutcome,
@@ -30,6 +31,7 @@ from dotmac_tasks.serialization import (
     encode_result,
     encode_tombstone,
 )
+from dotmac_tasks.typing import Parameters
 
 __all__ = [
     "UNSERIALIZABLE",
@@ -59,6 +61,7 @@ class OperationSettings(NamedTuple):
         lease: Seconds that the claim lives without a renewal.
         wait: Seconds that a duplicate waits for the running one.
         on_abandoned: What may happen when an executor died.
+        find_reconcile: Finds what says what became of abandoned work; None for nothing.
     """
 
     operation_type: str
@@ -66,6 +69,7 @@ class OperationSettings(NamedTuple):
     lease: float
     wait: float
     on_abandoned: AbandonedPolicy
+    find_reconcile: Callable[[], Reconcile] | None = None
 
     def to_request(
         self, key: str, tenant_id: str, user_id: str | None, fingerprint: str
@@ -117,13 +121,20 @@ class IdempotentOperation:
         result: The recorded result of a replay, else what `set_result` was given.
     """
 
-    def __init__(self, guard: IdempotencyGuard, request: ClaimRequest, wait: float) -> None:
+    def __init__(
+        self,
+        guard: IdempotencyGuard,
+        request: ClaimRequest,
+        settings: OperationSettings,
+        parameters: Parameters | None,
+    ) -> None:
         self.key = request.key
         self.is_replay = False
         self.result: Any = None
         self._guard = guard
         self._request = request
-        self._wait = wait
+        self._settings = settings
+        self._parameters = parameters
         self._entered = False
         self._claim: Claim | None = None
 
@@ -165,7 +176,9 @@ class IdempotentOperation:
                 "Make a new one for every execution.",
             )
         self._entered = True
-        self._claim, self.result = _begin(self._guard, self._request, self._wait)
+        self._claim, self.result = _begin(
+            self._guard, self._request, self._settings, lambda: dict(self._parameters or {})
+        )
         self.is_replay = self._claim is None
         return self
 
@@ -222,10 +235,16 @@ def decorate_function(
         return cast("Callable[P, R]", type(function)(inner))
     _refuse_unfit(function)
     make_request = _request_maker(settings, how, function)
+    signature = inspect.signature(function)
+
+    def bind(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        return signature.bind(*args, **kwargs).arguments
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        claim, replayed = _begin(guard, make_request(*args, **kwargs), settings.wait)
+        claim, replayed = _begin(
+            guard, make_request(*args, **kwargs), settings, lambda: bind(*args, **kwargs)
+        )
         if claim is None:
             return cast("R", replayed)
         try:
@@ -255,15 +274,22 @@ def fingerprint_of(operation_type: str, parameters: Any, user_id: str | None) ->
     return generate_idempotency_key("", user_id, operation_type, parameters)
 
 
-def _begin(guard: IdempotencyGuard, request: ClaimRequest, wait: float) -> tuple[Claim | None, Any]:
+def _begin(
+    guard: IdempotencyGuard,
+    request: ClaimRequest,
+    settings: OperationSettings,
+    get_arguments: Callable[[], dict[str, Any]],
+) -> tuple[Claim | None, Any]:
     """
     Return the claim, or None and the recorded result.
 
     A function never runs unprotected: there is no client to whom an answer is due,
     and the caller can tell an outage from a result.
     """
+    find = settings.find_reconcile
+    reconciler = None if find is None else Reconciler(find, get_arguments, False)
     try:
-        answer = guard.claim(request, wait=wait)
+        answer = guard.claim(request, wait=settings.wait, reconciler=reconciler)
     except StorageTimeoutError:
         # It may have been claimed, and nothing runs: do not block the next attempt for a lease.
         guard.forget(request)

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_KEY_LENGTH",
     "RESERVED_KEY",
     "canonical_json",
+    "derive_downstream_key",
     "generate_idempotency_key",
     "http_storage_key",
     "key_hash",
@@ -103,6 +104,14 @@ def http_storage_key(tenant: str, principal: str, client_key: str) -> str:
     # A generated key's text never begins with a bare "%", so that the two kinds cannot meet.
     text = f"%http:{_quote(tenant)}:{_quote(principal)}:{client_key}"
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def derive_downstream_key(key: str, name: str) -> str:
+    """
+    Return the key that the work of a stored key gives another system: 64 hex digits.
+    """
+    # A stored key over HTTP is a fixed number of hex digits: no two pairs meet in one text.
+    return sha256(f"downstream:{key}:{name}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse_key_header(raw: str) -> str:

@@ -46,6 +46,7 @@ from dotmac_tasks.models import (
     SettleOutcome,
 )
 from dotmac_tasks.operations import BackgroundOperations, show_key
+from dotmac_tasks.reconciliation import Reconcile, find_reconcile
 from dotmac_tasks.serialization import encode_error, encode_result
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.memory import MemoryStorage
@@ -313,6 +314,7 @@ class BackgroundOperationsManager:
         wait: float | None = None,
         lease: float | None = None,
         on_abandoned: AbandonedPolicy | None = None,
+        reconcile: Reconcile | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """
         Decorate a function so that equal calls do their work once.
@@ -339,6 +341,7 @@ class BackgroundOperationsManager:
             wait: Seconds that a duplicate waits for the running call.
             lease: Seconds that the claim lives without a renewal.
             on_abandoned: What happens when an executor died: ``rerun`` or ``refuse``.
+            reconcile: Says what became of refused work; see `AbandonedOperation`.
 
         The decorated function raises, besides what the function does:
 
@@ -357,7 +360,7 @@ class BackgroundOperationsManager:
             TypeError: The operation type is missing or no text, or a coroutine function
                 or generator is decorated.
         """
-        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
+        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned, reconcile)
         how = FunctionKey(tenant_id, user_id, key)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -377,6 +380,7 @@ class BackgroundOperationsManager:
         wait: float | None = None,
         lease: float | None = None,
         on_abandoned: AbandonedPolicy | None = None,
+        reconcile: Reconcile | None = None,
     ) -> IdempotentOperation:
         """
         Protect a block of code, where a decorator does not fit.
@@ -392,7 +396,7 @@ class BackgroundOperationsManager:
             InvalidKeyError: The key cannot be stored.
             SerializationError: A parameter has no canonical form.
         """
-        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned)
+        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned, reconcile)
         if key is not None:
             fingerprint = fingerprint_of(operation_type, parameters, user_id)
         elif parameters is not None:
@@ -401,7 +405,7 @@ class BackgroundOperationsManager:
         else:
             raise ConfigurationError("key", "is missing. Pass parameters or a key.")
         request = settings.to_request(key, tenant_id, user_id, fingerprint)
-        return IdempotentOperation(self.guard, request, settings.wait)
+        return IdempotentOperation(self.guard, request, settings, parameters)
 
     def _settings(
         self,
@@ -410,6 +414,7 @@ class BackgroundOperationsManager:
         wait: float | None = None,
         lease: float | None = None,
         on_abandoned: AbandonedPolicy | None = None,
+        reconcile: Reconcile | None = None,
     ) -> OperationSettings:
         if callable(operation_type):
             raise TypeError(
@@ -434,7 +439,16 @@ class BackgroundOperationsManager:
                 "on_abandoned", 'must be "rerun" or "refuse".', value=on_abandoned
             )
         patience = 0.0 if wait is None else to_seconds("wait", wait, zero_allowed=True)
-        return OperationSettings(operation_type, retention, seconds, patience, policy)
+        if reconcile is not None and not callable(reconcile):
+            raise ConfigurationError("reconcile", "must be a callable.", value=reconcile)
+        return OperationSettings(
+            operation_type,
+            retention,
+            seconds,
+            patience,
+            policy,
+            find_reconcile(config, reconcile),
+        )
 
     # Background operations
 

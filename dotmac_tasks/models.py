@@ -220,6 +220,8 @@ class ClaimRequest(NamedTuple):
         ttl: Retention of the outcome, in seconds from completion.
         lease: Seconds that the claim lives without a renewal.
         on_abandoned: What may happen when the lease ends without an outcome.
+        takeover: Fencing token of an abandoned claim that is taken over although
+            its policy is `refuse`, because somebody is about to decide; 0 for none.
     """
 
     key: str
@@ -231,6 +233,7 @@ class ClaimRequest(NamedTuple):
     ttl: float
     lease: float
     on_abandoned: AbandonedPolicy = "rerun"
+    takeover: int = 0
 
 
 class ClaimReply(NamedTuple):
@@ -239,7 +242,7 @@ class ClaimReply(NamedTuple):
 
     Attributes:
         outcome: What the caller may do.
-        fencing_token: Of the caller's claim; 0 if it did not get one.
+        fencing_token: Of the caller's claim, or of an unresolved one; else 0.
         payload: The recorded outcome as stored, if finished.
         remaining: Seconds until the running executor's lease ends.
     """

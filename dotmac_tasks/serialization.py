@@ -32,6 +32,7 @@ __all__ = [
     "Tombstone",
     "decode_payload",
     "encode_error",
+    "encode_json_response",
     "encode_response",
     "encode_result",
     "encode_tombstone",
@@ -126,9 +127,24 @@ def encode_result(value: Any) -> bytes:
     Raises:
         SerializationError: Something in it would not come back as it is; the path says what.
     """
+    return b"1j" + _to_json(value)
+
+
+def encode_json_response(status: int, value: Any) -> bytes:
+    """
+    Encode a response whose body is this value.
+
+    Raises:
+        SerializationError: As `encode_result`.
+        ValueError: The status is none of HTTP.
+    """
+    return encode_response(status, [("Content-Type", "application/json")], _to_json(value))
+
+
+def _to_json(value: Any) -> bytes:
     _check(value, None, 0)
     text: str = _encode_json(value)
-    return b"1j" + text.encode()
+    return text.encode()
 
 
 def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:

@@ -178,6 +178,10 @@ class _WsgiRequest:
         content_type: str = self._environ.get("CONTENT_TYPE", "")
         return content_type
 
+    @property
+    def native(self) -> Any:
+        return self._environ
+
     def key_header(self) -> str | None:
         return self._middleware.read_key(self._environ)
 

@@ -23,6 +23,7 @@ from dotmac_tasks.config import InProgressAnswer, StorageErrorPolicy
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.http import Run, ViewOptions
 from dotmac_tasks.models import AbandonedPolicy
+from dotmac_tasks.reconciliation import Reconcile
 from dotmac_tasks_django.bodies import call_on_close
 from dotmac_tasks_django.protection import (
     EXEMPT,
@@ -53,6 +54,7 @@ class _Options(TypedDict, total=False):
     wait: float
     on_storage_error: StorageErrorPolicy
     on_abandoned: AbandonedPolicy
+    reconcile: Reconcile
     fingerprint: Callable[[Any], Any]
 
 
@@ -67,7 +69,7 @@ def idempotent(view: Any = None, /, **options: Any) -> Any:
     For functions, for methods of class-based views (`post`, or an action of a
     viewset), for the classes themselves, and through `method_decorator`. Used
     bare or with options: `required`, `ttl`, `lease`, `in_progress`, `wait`,
-    `on_storage_error`, `on_abandoned`, `fingerprint`; see `ViewOptions`.
+    `on_storage_error`, `on_abandoned`, `reconcile`, `fingerprint`; see `ViewOptions`.
 
     A stored answer is sent from where the decorator stands: permission checks of
     decorators around it, and a REST framework's around a decorated method, come

@@ -6,10 +6,10 @@ They take the request that the view got, a REST framework's request included.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from dotmac_tasks.errors import IdempotencyError
+from dotmac_tasks.keys import derive_downstream_key
 from dotmac_tasks_django.protection import find_run
 
 __all__ = [
@@ -106,5 +106,4 @@ def downstream_key(request: Any, name: str) -> str:
             "This request has no idempotency key to derive another from. Mark the view with "
             "@idempotent(required=True), or ask get_idempotency_key() first.",
         )
-    # The stored key is a fixed number of hex digits: no two pairs meet in one text.
-    return hashlib.sha256(f"downstream:{run.storage_key}:{name}".encode()).hexdigest()
+    return derive_downstream_key(run.storage_key, name)

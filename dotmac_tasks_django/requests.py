@@ -98,6 +98,13 @@ class DjangoRequest:
         content_type: str = self._request.META.get("CONTENT_TYPE", "")
         return content_type
 
+    @property
+    def native(self) -> HttpRequest:
+        """
+        The request that Django's views get.
+        """
+        return self._request
+
     def key_header(self) -> str | None:
         """
         Return the raw value of the key's header.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dotmac_tasks.http.answers import PROBLEM_PREFIX, Answer
 from dotmac_tasks.http.decisions import HttpIdempotency
+from dotmac_tasks.http.keeping import RecordedResponse
 from dotmac_tasks.http.options import ViewOptions, check_options
 from dotmac_tasks.http.requests import (
     HttpRequest,
@@ -30,6 +31,7 @@ __all__ = [
     "HttpIdempotency",
     "HttpRequest",
     "IncompleteBodyError",
+    "RecordedResponse",
     "Run",
     "UnknownLengthError",
     "ViewOptions",

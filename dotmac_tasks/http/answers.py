@@ -84,6 +84,12 @@ _PROBLEMS: dict[str, tuple[int, str, str]] = {
         "work, and the same value when you retry it.",
     ),
     "invalid-key": (400, "Idempotency key malformed", "{reason}"),
+    "unauthenticated": (
+        403,
+        "Idempotency key of an unknown caller",
+        "Keys are only taken from callers who are known, so the request was not carried out. "
+        "Sign in and send it again.",
+    ),
     "incomplete-body": (
         400,
         "Request body incomplete",

@@ -35,6 +35,7 @@ from dotmac_tasks.http.requests import (
 from dotmac_tasks.http.run import Run, RunContext, note_unprotected
 from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
 from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
+from dotmac_tasks.reconciliation import Reconciler
 from dotmac_tasks.serialization import ErrorOutcome, HttpOutcome, JsonOutcome, decode_payload
 
 __all__ = ["HttpIdempotency"]
@@ -68,6 +69,8 @@ class HttpIdempotency:
         self._default = resolve_policy(config, ViewOptions())
         self._resolved: dict[int, tuple[ViewOptions, Policy]] = {}
         self._is_exempt = config.is_exempt
+        self._anonymous = config.anonymous
+        self._asks_for_user = config.anonymous != "share"
         self._key_name = config.idempotency_response_header
         self._context = RunContext(ResponseKeeper(config), events, self._key_name)
         self._replay_marks = ((config.cache_hit_header, "true"), ("Idempotent-Replayed", "true"))
@@ -104,15 +107,23 @@ class HttpIdempotency:
             client_key = parse_key_header(header)
         except InvalidKeyError as error:
             return problem_answer("invalid-key", [], reason=error)
+        tenant, principal = request.scope()
+        if self._asks_for_user and not principal.startswith(USER_SCOPE):
+            # Before the body is read: nothing is spent on a caller whom nobody knows.
+            if self._anonymous == "ignore" and not policy.required:
+                return None
+            return self._refuse("unauthenticated", client_key)
         try:
-            claim_request = self._claim_request(request, policy, client_key)
+            claim_request = self._claim_request(request, policy, client_key, tenant, principal)
         except IncompleteBodyError:
             return self._refuse("incomplete-body", client_key)
         except UnknownLengthError:
             return self._refuse("length-required", client_key)
         wait = policy.wait if policy.in_progress == "wait" else 0.0
+        find = policy.find_reconcile
+        reconciler = None if find is None else Reconciler(find, lambda: request.native, True)
         try:
-            reply = self._guard.claim(claim_request, wait=wait)
+            reply = self._guard.claim(claim_request, wait=wait, reconciler=reconciler)
         except CorruptRecordError:
             return self._unreadable(claim_request, client_key)
         except StorageError as error:
@@ -131,8 +142,14 @@ class HttpIdempotency:
             known = self._resolved[id(options)] = (options, resolve_policy(self.config, options))
         return known[1]
 
-    def _claim_request(self, request: HttpRequest, policy: Policy, client_key: str) -> ClaimRequest:
-        tenant, principal = request.scope()
+    def _claim_request(
+        self,
+        request: HttpRequest,
+        policy: Policy,
+        client_key: str,
+        tenant: str,
+        principal: str,
+    ) -> ClaimRequest:
         method, path = request.method, request.path
         return ClaimRequest(
             http_storage_key(tenant, principal, client_key),

@@ -5,7 +5,8 @@ What of a response is kept for its replays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 from dotmac_tasks.claims import log_fields
 from dotmac_tasks.config import TasksConfig
@@ -13,7 +14,7 @@ from dotmac_tasks.http.answers import Headers
 from dotmac_tasks.models import ClaimRequest
 from dotmac_tasks.serialization import encode_response, encode_tombstone
 
-__all__ = ["ResponseKeeper"]
+__all__ = ["RecordedResponse", "ResponseKeeper"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,29 @@ _NEVER_REPLAYED = frozenset(
 )
 
 
+class RecordedResponse(NamedTuple):
+    """
+    What is about to be recorded of a response, for a project's redactor.
+
+    A redactor is the setting `REDACTOR`: it gets one of these and returns it with
+    whatever may not be stored taken out (`response._replace(body=...)`). Replays
+    send what it returned; the first client has got the whole answer. Where it
+    raises, nothing of the response is stored and the work is not run again. It is
+    not asked about results that are set or settled as such.
+
+    Attributes:
+        operation_type: The method and the path.
+        status: The status code.
+        headers: The headers that a replay carries, repeated ones included.
+        body: The body.
+    """
+
+    operation_type: str
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
 class ResponseKeeper:
     """
     Turns responses into what is recorded of them, by one project's settings.
@@ -89,6 +113,8 @@ class ResponseKeeper:
         Take the settings.
         """
         self.max_body = config.max_response_bytes
+        self._config = config
+        self._redacts = config.redactor is not None
         self._replayed = _REPLAYED | {
             name
             for name in map(str.lower, config.replay_headers)
@@ -112,6 +138,17 @@ class ResponseKeeper:
         replayed = self._replayed
         # Repeated ones included.
         kept: Headers = [header for header in headers if header[0].lower() in replayed]
+        if self._redacts:
+            try:
+                status, kept, body = self._redact(request, status, kept, body)
+            except Exception as error:  # noqa: BLE001 - a project's function may raise anything
+                # Its type alone: the message may quote what was to be taken out.
+                logger.error(
+                    "A response could not be redacted (%s); it is not kept",
+                    type(error).__name__,
+                    extra=log_fields(request),
+                )
+                return encode_tombstone("redaction")
         try:
             return encode_response(status, kept, body)
         except Exception:
@@ -120,3 +157,14 @@ class ResponseKeeper:
                 "A response could not be encoded; it is not kept", extra=log_fields(request)
             )
             return encode_tombstone("unencodable")
+
+    def _redact(
+        self, request: ClaimRequest, status: int, headers: Headers, body: bytes
+    ) -> tuple[int, Headers, bytes]:
+        redactor = cast(Callable[..., Any], self._config.resolve_callable("redactor"))
+        redacted = redactor(RecordedResponse(request.operation_type, status, headers, body))
+        if not isinstance(redacted, RecordedResponse) or not isinstance(redacted.body, bytes):
+            raise TypeError("REDACTOR must return a RecordedResponse whose body is bytes.")
+        if len(redacted.body) > self.max_body:
+            raise ValueError("REDACTOR has made the body too large to be kept.")
+        return redacted.status, redacted.headers, redacted.body

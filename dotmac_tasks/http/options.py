@@ -16,6 +16,7 @@ from dotmac_tasks.config import (
 )
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.models import AbandonedPolicy
+from dotmac_tasks.reconciliation import Reconcile, find_reconcile
 
 __all__ = ["Policy", "ViewOptions", "check_options", "resolve_policy"]
 
@@ -35,6 +36,8 @@ class ViewOptions:
         wait: Longest wait of a duplicate, in seconds.
         on_storage_error: Whether the view runs while the storage is down.
         on_abandoned: Whether abandoned work runs again.
+        reconcile: Says what became of abandoned work that may not run again by
+            itself; gets an `AbandonedOperation` and returns a `Verdict`.
         fingerprint: Picks what of the request identifies it; gets the
             framework's request and returns bytes, text or JSON data.
     """
@@ -46,6 +49,7 @@ class ViewOptions:
     wait: float | None = None
     on_storage_error: StorageErrorPolicy | None = None
     on_abandoned: AbandonedPolicy | None = None
+    reconcile: Reconcile | None = None
     fingerprint: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -59,10 +63,10 @@ class ViewOptions:
                 object.__setattr__(self, option, checked)
         if self.ttl is not None and self.lease is not None:
             _check_lease(self.lease, self.ttl)
-        if self.fingerprint is not None and not callable(self.fingerprint):
-            raise ConfigurationError(
-                "FINGERPRINT", f"must be a callable, not {self.fingerprint!r}."
-            )
+        for option in ("reconcile", "fingerprint"):
+            value = getattr(self, option)
+            if value is not None and not callable(value):
+                raise ConfigurationError(option.upper(), f"must be a callable, not {value!r}.")
 
 
 # The setting that each option of a view stands in for.
@@ -91,6 +95,7 @@ class Policy(NamedTuple):
     wait: float
     on_storage_error: StorageErrorPolicy
     on_abandoned: AbandonedPolicy
+    find_reconcile: Callable[[], Reconcile] | None
     fingerprint: Callable[[Any], Any] | None
 
     @property
@@ -113,7 +118,11 @@ def resolve_policy(config: TasksConfig, options: ViewOptions) -> Policy:
         value = getattr(options, option)
         values[option] = getattr(config, setting) if value is None else value
     _check_lease(values["lease"], values["ttl"])
-    return Policy(**values, fingerprint=options.fingerprint)
+    return Policy(
+        **values,
+        find_reconcile=find_reconcile(config, options.reconcile),
+        fingerprint=options.fingerprint,
+    )
 
 
 def _check_lease(lease: float, ttl: float) -> None:

@@ -57,6 +57,13 @@ class HttpRequest(Protocol):
         """
         ...
 
+    @property
+    def native(self) -> Any:
+        """
+        The framework's own request, for the callbacks of a project.
+        """
+        ...
+
     def key_header(self) -> str | None:
         """
         Return the raw value of the key's header, or None where there is none.

@@ -80,8 +80,10 @@ class Storage(ABC):
         CLAIMED. Pending: claimed, keeping its creation time. In progress under
         the same owner: the same answer as the first time, and the lease starts
         anew, unless the claim is deferred. In progress with a lease that is over:
-        TAKEN_OVER, or UNRESOLVED where the stored policy is ``refuse``. In
-        progress with a live lease: IN_PROGRESS with the seconds that remain.
+        TAKEN_OVER, or UNRESOLVED with the abandoned claim's fencing token where
+        the stored policy is ``refuse``, unless the request names just that token
+        as its `takeover`: of all who were told it, one takes over. In progress
+        with a live lease: IN_PROGRESS with the seconds that remain.
         Finished: FINISHED with the outcome.
 
         A takeover or the claim of a pending record leaves the record its user and

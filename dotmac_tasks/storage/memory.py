@@ -249,8 +249,9 @@ class MemoryStorage(Storage):
             return ClaimReply(outcome, record.fencing_token)
         if record.lease_until > now:
             return ClaimReply(ClaimOutcome.IN_PROGRESS, remaining=record.lease_until - now)
-        if record.request.on_abandoned == "refuse":
-            return ClaimReply(ClaimOutcome.UNRESOLVED)
+        token = record.fencing_token
+        if record.request.on_abandoned == "refuse" and token != request.takeover:
+            return ClaimReply(ClaimOutcome.UNRESOLVED, token)
         self._take(record, request, now, taken_over=True)
         return ClaimReply(_TAKEN_OVER, record.fencing_token)
 

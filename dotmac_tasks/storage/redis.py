@@ -81,7 +81,7 @@ _SETTLE_OUTCOMES = {outcome.encode(): outcome for outcome in SettleOutcome}
 _STATUS_OF = {status.encode(): status for status in OperationStatus}
 # What stands before each part of a command; nearly all parts are as short.
 _LENGTHS = tuple(b"$%d" % length for length in range(256))
-_HAS_TOKEN = (ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER)
+_HAS_TOKEN = (ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER, ClaimOutcome.UNRESOLVED)
 
 
 class RedisStorage(Storage):
@@ -184,7 +184,12 @@ class RedisStorage(Storage):
         reply = self._run(
             _CLAIM,
             (self._index, self._fence, self._record_key(key)),
-            (*_describe_request(request, key), _ms(request.lease), request.on_abandoned.encode()),
+            (
+                *_describe_request(request, key),
+                _ms(request.lease),
+                request.on_abandoned.encode(),
+                b"%d" % request.takeover,
+            ),
             request.key,
         )
         outcome = _CLAIM_OUTCOMES[reply[0]]
@@ -574,7 +579,7 @@ def _ms(seconds: float) -> bytes:
 
 
 def _describe_request(request: ClaimRequest, key: bytes) -> tuple[bytes, ...]:
-    _, owner, tenant_id, user_id, operation_type, fingerprint, ttl, _, _ = request
+    _, owner, tenant_id, user_id, operation_type, fingerprint, ttl, *_ = request
     return (
         key,
         _encode(owner),

@@ -17,6 +17,8 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
+from dotmac_tasks.http import RecordedResponse
+from dotmac_tasks.reconciliation import AbandonedOperation, Verdict
 from support.backends import Backend, MemoryBackend
 from support.concurrency import Counter, run_together, wait_until
 from support.faulty import FaultyStorage
@@ -902,6 +904,59 @@ def test_body_over_the_cap_is_delivered_but_not_kept(serve: Any, size: int, stat
     assert work.runs == 1
 
 
+def test_redacted_response_is_what_is_replayed(serve: Any, backend: Backend) -> None:
+    """
+    The first client gets the whole answer; stored, and replayed, is what the redactor left of it.
+    """
+    seen: list[RecordedResponse] = []
+
+    def redact(response: RecordedResponse) -> RecordedResponse:
+        seen.append(response)
+        return response._replace(body=response.body.replace(b"4111", b"****"))
+
+    work = Work(body=b'{"card": "4111"}', status=201)
+    first, second = send_twice(serve(work, backend.storage, redactor=redact))
+    assert first.body == b'{"card": "4111"}'
+    assert second.is_replay
+    assert (second.status, second.body) == (201, b'{"card": "****"}')
+    (response,) = seen
+    assert (response.operation_type, response.status) == ("POST /orders", 201)
+    assert [name for name, _ in response.headers] == ["Content-Type"]
+
+
+def leave_unsaid(response: RecordedResponse) -> Any:
+    return None
+
+
+def grow(response: RecordedResponse) -> RecordedResponse:
+    return response._replace(body=b"x" * 1001)
+
+
+def make_text(response: RecordedResponse) -> Any:
+    return response._replace(body="text")  # type: ignore[arg-type]
+
+
+def quote(response: RecordedResponse) -> RecordedResponse:
+    raise ValueError(response.body.decode())
+
+
+@pytest.mark.parametrize("redact", [leave_unsaid, grow, make_text, quote])
+def test_response_that_cannot_be_redacted_is_not_kept(
+    serve: Any, backend: Backend, redact: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Where redaction fails nothing is stored or logged of the answer, and the work never runs again.
+    """
+    work = Work(body=b'{"card": "4111"}')
+    client = serve(work, backend.storage, redactor=redact, max_response_bytes=1000)
+    first, second = send_twice(client)
+    assert (first.status, first.body) == (200, b'{"card": "4111"}')
+    assert (second.status, second.problem) == (409, "not-replayable")
+    assert work.runs == 1
+    assert "could not be redacted" in caplog.text
+    assert "4111" not in caplog.text
+
+
 # Dead and displaced executors
 
 
@@ -944,6 +999,60 @@ def test_interrupted_work_is_refused_until_somebody_decides(serve: Any, backend:
     backend.age(10 * 86_400)
     assert client.send(key=KEY).problem == "outcome-unknown"
     assert runs.value == 1
+
+
+def test_abandoned_work_is_reconciled_by_the_project(serve: Any, backend: Backend) -> None:
+    """
+    The project's callback sees the retry that asks, and what it found is replayed from then on.
+    """
+    runs = Counter()
+    seen: list[str] = []
+
+    def reconcile(abandoned: AbandonedOperation) -> Verdict:
+        environ = getattr(abandoned.subject, "META", abandoned.subject)
+        seen.append(f"{environ['REQUEST_METHOD']} {abandoned.operation_type}")
+        return abandoned.found({"charge": 7}, status=201)
+
+    client = serve(exit_once(runs), backend.storage, on_abandoned="refuse", reconcile=reconcile)
+    with pytest.raises(SystemExit):
+        client.send(key=KEY)
+    assert client.send(key=KEY).json()["status"] == "in_progress"
+    backend.age(31)
+    first, second = send_twice(client)
+    for answer in (first, second):
+        assert answer.is_replay
+        assert (answer.status, answer.json()) == (201, {"charge": 7})
+    assert seen == ["POST POST /orders"]
+    assert runs.value == 1
+
+
+@pytest.mark.parametrize(
+    ("decide", "answers", "expected_runs"),
+    [
+        (AbandonedOperation.run_again, ["second", "second"], 2),
+        (AbandonedOperation.ask_person, ["outcome-unknown", "outcome-unknown"], 1),
+        (lambda abandoned: 1 / 0, ["outcome-unknown", "outcome-unknown"], 1),
+    ],
+    ids=["run again", "ask a person", "broken callback"],
+)
+def test_abandoned_work_goes_on_as_the_callback_says(
+    serve: Any, backend: Backend, decide: Any, answers: list[str], expected_runs: int
+) -> None:
+    """
+    Told to run again it runs once more; left to a person, or to a broken callback, it never does.
+    """
+    runs = Counter()
+    client = serve(exit_once(runs), backend.storage, on_abandoned="refuse", reconcile=decide)
+    with pytest.raises(SystemExit):
+        client.send(key=KEY)
+    backend.age(31)
+    seen = []
+    for _ in answers:
+        answer = client.send(key=KEY)
+        seen.append(answer.problem or answer.body.decode())
+        backend.age(0.1)
+    assert seen == answers
+    assert runs.value == expected_runs
 
 
 class Displaced:
@@ -1105,6 +1214,41 @@ def test_rotated_token_is_the_same_principal(serve: Any) -> None:
     user = ("Test-User", "alice")
     client.send(key=KEY, headers=[user, ("Authorization", "Bearer old")])
     assert client.send(key=KEY, headers=[user, ("Authorization", "Bearer new")]).is_replay
+
+
+@pytest.mark.parametrize("headers", [[], [("Authorization", "Bearer made-up")]])
+def test_unknown_caller_leaves_no_record_where_that_is_set(
+    serve: Any, backend: Backend, headers: list[tuple[str, str]]
+) -> None:
+    """
+    With `ignore` a key of somebody whom nobody has authenticated is as if it were not there.
+    """
+    work = Work()
+    client = serve(work, backend.storage, principal=by_header("TEST_USER"), anonymous="ignore")
+    for number in (1, 2):
+        answer = client.send(key=KEY, headers=headers)
+        assert answer.json() == {"run": number}
+        assert answer.get("X-Idempotency-Key") is None
+    assert backend.storage.get_stats().idempotency_keys == 0
+    assert_replay(*send_twice(client, headers=[("Test-User", "alice"), *headers]))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"anonymous": "refuse"}, {"anonymous": "ignore", "require_key": True}]
+)
+def test_unknown_caller_is_refused_where_that_is_set(
+    serve: Any, backend: Backend, settings: dict[str, Any]
+) -> None:
+    """
+    With `refuse`, and wherever work may not run unprotected, an unknown caller's key gets 403.
+    """
+    work = Work()
+    client = serve(work, backend.storage, principal=by_header("TEST_USER"), **settings)
+    refused = client.send(key=KEY)
+    assert (refused.status, refused.problem) == (403, "unauthenticated")
+    assert backend.storage.get_stats().idempotency_keys == 0
+    assert work.runs == 0
+    assert client.send(key=KEY, headers=[("Test-User", "alice")]).status == 200
 
 
 def test_anonymous_callers_share_a_scope_whatever_their_cookies(serve: Any) -> None:

@@ -59,6 +59,20 @@ class TestOneWinner:
         counts = Counter(raced(run_together(THREADS, claim)))
         assert counts == {ClaimOutcome.TAKEN_OVER: 1, ClaimOutcome.IN_PROGRESS: THREADS - 1}
 
+    def test_refused_key_is_taken_over_once(self, backend: Backend) -> None:
+        """Of many who name one abandoned claim, exactly one takes it over."""
+        first = make_request(owner="dead", lease=10, on_abandoned="refuse")
+        token = backend.storage.claim_operation(first).fencing_token
+        backend.age(11)
+        numbers = itertools.count()
+
+        def claim() -> object:
+            request = make_request(owner=f"o{next(numbers)}")._replace(takeover=token)
+            return backend.storage.claim_operation(request).outcome
+
+        counts = Counter(raced(run_together(THREADS, claim)))
+        assert counts == {ClaimOutcome.TAKEN_OVER: 1, ClaimOutcome.IN_PROGRESS: THREADS - 1}
+
     def test_expired_key_is_claimed_once(self, backend: Backend) -> None:
         """Of many claims of an expired key exactly one gets it."""
         backend.storage.complete_operation(make_request(ttl=10), 1, b"x", failed=False)

@@ -134,15 +134,42 @@ class TestClaim:
         third = storage.claim_operation(make_request(owner="c"))
         assert third.outcome is ClaimOutcome.IN_PROGRESS
 
-    def test_ended_lease_is_not_taken_over_if_refused(self, backend: Backend) -> None:
-        """A claim after the lease of a `refuse` claim gets no token, whatever its own policy."""
+    @pytest.mark.parametrize("offset", [None, -1, 1])
+    def test_ended_lease_is_not_taken_over_if_refused(
+        self, backend: Backend, offset: int | None
+    ) -> None:
+        """A claim after the lease of a `refuse` claim is told of it, and changes nothing."""
+        storage = backend.storage
+        token = storage.claim_operation(
+            make_request(owner="a", lease=10, on_abandoned="refuse")
+        ).fencing_token
+        backend.age(11)
+        before = storage.find_operation("k")
+        takeover = 0 if offset is None else token + offset
+        request = make_request(owner="b", on_abandoned="rerun")._replace(takeover=takeover)
+        reply = storage.claim_operation(request)
+        assert (reply.outcome, reply.fencing_token) == (ClaimOutcome.UNRESOLVED, token)
+        assert storage.find_operation("k") == before
+
+    def test_named_claim_is_taken_over_though_refused(self, backend: Backend) -> None:
+        """Whoever names the token of the abandoned claim takes over, and again if it asks again."""
         storage = backend.storage
         storage.claim_operation(make_request(owner="a", lease=10, on_abandoned="refuse"))
         backend.age(11)
-        before = storage.find_operation("k")
-        reply = storage.claim_operation(make_request(owner="b", on_abandoned="rerun"))
-        assert (reply.outcome, reply.fencing_token) == (ClaimOutcome.UNRESOLVED, 0)
-        assert storage.find_operation("k") == before
+        token = storage.claim_operation(make_request(owner="b")).fencing_token
+        request = make_request(owner="b", on_abandoned="refuse")._replace(takeover=token)
+        reply = storage.claim_operation(request)
+        assert reply.outcome is ClaimOutcome.TAKEN_OVER
+        assert reply.fencing_token > token
+        assert storage.claim_operation(request) == reply
+
+    def test_named_claim_that_lives_is_not_taken_over(self, storage: Storage) -> None:
+        """Naming the token of a claim whose lease runs takes nothing from it."""
+        token = storage.claim_operation(
+            make_request(owner="a", on_abandoned="refuse")
+        ).fencing_token
+        request = make_request(owner="b")._replace(takeover=token)
+        assert storage.claim_operation(request).outcome is ClaimOutcome.IN_PROGRESS
 
     def test_policy_is_the_stored_one(self, backend: Backend) -> None:
         """A claimant that would refuse takes over what was claimed with `rerun`."""

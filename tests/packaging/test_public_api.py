@@ -13,6 +13,7 @@ from dotmac_tasks import errors
 
 # The names that the design fixes; saga names join with the sagas.
 PROMISED = {
+    "AbandonedOperation",
     "BackgroundOperation",
     "BackgroundOperationsManager",
     "BackgroundOperationsMiddleware",
@@ -22,6 +23,7 @@ PROMISED = {
     "OperationStatus",
     "RedisStorage",
     "Storage",
+    "Verdict",
     "add_background_operations_middleware",
     "defer_operation",
     "get_idempotency_key",

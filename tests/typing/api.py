@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 
 import dotmac_tasks_django as django_package
 from dotmac_tasks import (
+    AbandonedOperation,
     BackgroundOperation,
     BackgroundOperationsManager,
     BackgroundOperationsMiddleware,
@@ -19,6 +20,7 @@ from dotmac_tasks import (
     MetricsHooks,
     OperationStatus,
     RedisStorage,
+    Verdict,
     add_background_operations_middleware,
 )
 from dotmac_tasks.events import OperationCompleted
@@ -81,7 +83,13 @@ assert_type(
 )
 
 
-@idempotent(required=True, ttl=60)
+def ask_provider(operation: AbandonedOperation) -> Verdict:
+    if operation.downstream_key("charge") == operation.user_id:
+        return operation.found({"charge": 1}, status=201)
+    return operation.run_again()
+
+
+@idempotent(required=True, ttl=60, on_abandoned="refuse", reconcile=ask_provider)
 def pay(request: HttpRequest, order: int) -> HttpResponse:
     return JsonResponse({"charged": downstream_key(request, "charge")})
 

@@ -257,6 +257,7 @@ def test_fingerprint_of_a_view(http: HttpIdempotency) -> None:
         ({"on_storage_error": "ignore"}, "ON_STORAGE_ERROR"),
         ({"on_abandoned": "retry"}, "ON_ABANDONED"),
         ({"fingerprint": "amount"}, "FINGERPRINT"),
+        ({"reconcile": "ask"}, "RECONCILE"),
         ({"lease": 61, "ttl": 60}, "LEASE"),
     ],
     ids=str,

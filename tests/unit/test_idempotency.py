@@ -48,7 +48,7 @@ class Bench(GuardBench):
         return decorate_function(self.guard, self.settings(**changes), how, function)
 
     def block(self, key: str = "key", wait: float = 0.0) -> IdempotentOperation:
-        return IdempotentOperation(self.guard, self.request(key), wait)
+        return IdempotentOperation(self.guard, self.request(key), self.settings(wait=wait), None)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 -- Uses: quick_claim, common, record, expiry, write
 --
 -- KEYS: index, fence counter, record
--- ARGV: key, owner, tenant, user, type, fingerprint, retention (ms), lease (ms), policy
+-- ARGV: key, owner, tenant, user, type, fingerprint, retention (ms), lease (ms), policy,
+--       fencing token of an abandoned claim to take over whatever its policy
 -- Returns: {outcome, fencing token, payload, ms that the lease has left}
 
 local key, owner, fingerprint = ARGV[1], ARGV[2], ARGV[6]
@@ -24,7 +25,7 @@ if record.s == 'in_progress' then
   end
   local left = record.l - now
   if left > 0 then return answer('in_progress', left) end
-  if record.a == 'refuse' then return answer('unresolved') end
+  if record.a == 'refuse' and record.k ~= ARGV[10] then return answer('unresolved') end
   taken_over = true
 end
 record.s, record.o, record.f, record.g = 'in_progress', owner, fingerprint, taken_over and 't' or ''
