@@ -71,6 +71,17 @@ class ReadStreamMiddleware(ReadPostMiddleware):
         return self.get_response(request)
 
 
+class CorsMiddleware(ReadPostMiddleware):
+    """
+    Lets in whatever origin asks, as a middleware for that does.
+    """
+
+    def __call__(self, request: HttpRequest) -> Any:
+        response = self.get_response(request)
+        response["Access-Control-Allow-Origin"] = request.headers.get("Origin", "")
+        return response
+
+
 class ContextMiddleware(ReadPostMiddleware):
     """
     Looks at what a view has left in a context variable.
@@ -303,6 +314,34 @@ class TestAnswers:
         again = client.post("/long/", headers=KEY)
         assert gzip.decompress(first.content) == again.content == b"1" * 5000
         assert "Content-Encoding" not in again
+
+    def test_replay_passes_through_what_stands_outside(self, client: Client) -> None:
+        """CORS, language and conditional headers of a replay are those of the retry's exchange."""
+        outside = [
+            f"{__name__}.CorsMiddleware",
+            "django.middleware.locale.LocaleMiddleware",
+            "django.middleware.http.ConditionalGetMiddleware",
+        ]
+        with override_settings(MIDDLEWARE=[*outside, *MIDDLEWARE]):
+            first, again = (
+                client.post(
+                    "/pay/",
+                    {},
+                    JSON,
+                    headers={
+                        **KEY,
+                        "Origin": f"https://{origin}.example",
+                        "Accept-Language": language,
+                        "If-None-Match": '"1"',
+                    },
+                )
+                for origin, language in (("one", "de"), ("two", "fr"))
+            )
+        assert again["X-Cache-Hit"] == "true"
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again["Access-Control-Allow-Origin"] == "https://two.example"
+        assert (first["Content-Language"], again["Content-Language"]) == ("de", "fr")
+        assert again["ETag"] == first["ETag"]
 
     def test_repeated_headers_of_a_record_are_joined(self, client: Client) -> None:
         """Two values of one header come back as a list, which means the same."""

@@ -103,6 +103,34 @@ def test_construction_over_redis_starts_nothing() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\nTrue\n", "")
 
 
+def test_host_that_forbids_weak_digests_serves() -> None:
+    """Where MD5 and SHA-1 may not be used for security, keys, fingerprints and scripts work."""
+    done = run_python("""
+        import hashlib
+
+        def guard(name):
+            function = getattr(hashlib, name)
+
+            def guarded(*args, usedforsecurity=True, **options):
+                assert not usedforsecurity, name
+                return function(*args, usedforsecurity=usedforsecurity, **options)
+
+            setattr(hashlib, name, guarded)
+
+        for name in ("md5", "sha1"):
+            guard(name)
+        from dotmac_tasks import BackgroundOperationsManager
+        from dotmac_tasks.fingerprint import body_digest, request_fingerprint
+        from dotmac_tasks.storage.lua import load_script
+
+        load_script("claim_operation")
+        request_fingerprint("POST", "/", "", "", body_digest("application/json", b"{}"))
+        with BackgroundOperationsManager() as manager:
+            print(manager.idempotent("double")(lambda n: 2 * n)(4))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "8\n", "")
+
+
 def test_thread_and_socket_are_seen_by_this_harness() -> None:
     """What does start is noticed, so silence above means something."""
     done = run_python("""

@@ -245,6 +245,20 @@ def test_function_waits_for_the_running_call(bench: Bench) -> None:
     assert protected() == 4
 
 
+def test_renamed_function_keeps_its_records(bench: Bench) -> None:
+    """The operation type names the work: under another name, in another place, it is the same."""
+    runs = Counter()
+
+    def charge(order: int) -> int:
+        return runs.increment()
+
+    def bill(order: int) -> int:
+        return runs.increment()
+
+    assert bench.decorate(charge)(7) == bench.decorate(bill)(7) == 1
+    assert bench.decorate(bill, operation_type="charge v2")(7) == 2
+
+
 def test_function_key_callable_decides(bench: Bench) -> None:
     """A callable key sees the call; tenant and user may be callables too."""
     how = FunctionKey(lambda order: order["tenant"], lambda order: order["user"], _order_key)
