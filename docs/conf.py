@@ -39,5 +39,8 @@ nitpick_ignore_regex = [
     # Type variables of signatures, and private names.
     ("py:class", r"dotmac_tasks\S*\.(R|P|[A-Z][a-z]+T|_\w+)"),
     # Made and kept by the manager; explanation/architecture tells what they do.
-    ("py:class", r"dotmac_tasks\S*\.(EventDispatcher|Heartbeat|IdempotencyGuard|OperationSettings)"),
+    (
+        "py:class",
+        r"dotmac_tasks\S*\.(EventDispatcher|Heartbeat|IdempotencyGuard|OperationSettings)",
+    ),
 ]
