@@ -299,9 +299,13 @@ def test_lifecycle_is_that_of_the_table() -> None:
         assert {pair for pair in arrows if "absent" not in pair} == table
 
 
-def test_guarantees_name_tests_that_exist() -> None:
+PROVED = {"explanation/guarantees.md": ("promise", "what happens")}
+
+
+@pytest.mark.parametrize("page", PROVED)
+def test_guarantees_name_tests_that_exist(page: str) -> None:
     """Each test that a guarantee is said to be proved by is there."""
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read("explanation/guarantees.md"))
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", read(page))
     assert named
     missing = [
         f"{file}::{name}"
@@ -310,6 +314,15 @@ def test_guarantees_name_tests_that_exist() -> None:
         or not re.search(rf"\bdef {name}\(", (ROOT / file).read_text(encoding="utf-8"))
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [(page, heading) for page, heads in PROVED.items() for heading in heads]
+)
+def test_every_guarantee_has_its_proof_or_says_no(page: str, heading: str) -> None:
+    """A row of a table of guarantees names a test, or says in words that there is no defence."""
+    for row in read_table(page, heading):
+        assert "`tests/" in row[-1] or row[-1].startswith("no "), row[0]
 
 
 def test_layers_are_those_that_are_enforced() -> None:
