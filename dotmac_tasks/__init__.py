@@ -35,6 +35,13 @@ from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import BackgroundOperation, IdempotencyKey, OperationStatus
 from dotmac_tasks.reconciliation import AbandonedOperation, Verdict
+from dotmac_tasks.saga_models import (
+    SagaHistoryEntry,
+    SagaStatus,
+    SagaStep,
+    SagaStepStatus,
+    SagaWorkflow,
+)
 from dotmac_tasks.storage import MemoryStorage, Storage
 from dotmac_tasks.wsgi import (
     BackgroundOperationsMiddleware,
@@ -74,6 +81,11 @@ __all__ = [
     "OperationStatus",
     "OutcomeUnknownError",
     "RedisStorage",
+    "SagaHistoryEntry",
+    "SagaStatus",
+    "SagaStep",
+    "SagaStepStatus",
+    "SagaWorkflow",
     "SerializationError",
     "StaleRecordError",
     "Storage",

@@ -7,7 +7,7 @@ Everything here is immutable and may be shared between threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, Self
@@ -34,6 +34,8 @@ __all__ = [
     "StorageStats",
     "StoredOperation",
     "WriteOutcome",
+    "dump_record",
+    "parse_instants",
 ]
 
 AbandonedPolicy = Literal["rerun", "refuse"]
@@ -111,7 +113,7 @@ class IdempotencyKey:
         """
         Return it as plain JSON data; instants in ISO 8601.
         """
-        return _to_dict(self)
+        return dump_record(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -162,7 +164,7 @@ class BackgroundOperation:
         """
         Return it as plain JSON data; instants in ISO 8601.
         """
-        return _to_dict(self)
+        return dump_record(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -430,27 +432,39 @@ class StorageStats(NamedTuple):
     operations: int
 
 
-def _to_dict(record: Any) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for name in record.__dataclass_fields__:
-        value = getattr(record, name)
-        if isinstance(value, datetime):
-            value = value.isoformat()
-        elif isinstance(value, StrEnum):
-            value = value.value
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        data[name] = value
-    return data
+def dump_record(record: Any) -> dict[str, Any]:
+    """
+    Return the fields of a record as plain JSON data, records inside of it included.
+    """
+    return {name: _dump(getattr(record, name)) for name in record.__dataclass_fields__}
 
 
-_INSTANTS = ("created_at", "updated_at", "expires_at", "lease_until")
+def parse_instants(data: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """
+    Return a copy of what `dump_record` gave, with these instants read where they are text.
+    """
+    values = dict(data)
+    for name in names:
+        if isinstance(values.get(name), str):
+            values[name] = datetime.fromisoformat(values[name])
+    return values
+
+
+def _dump(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_dump(item) for item in value]
+    if is_dataclass(value):
+        return dump_record(value)
+    return value
 
 
 def _from_dict(data: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(data)
-    for name in _INSTANTS:
-        if isinstance(values.get(name), str):
-            values[name] = datetime.fromisoformat(values[name])
+    values = parse_instants(data, "created_at", "updated_at", "expires_at", "lease_until")
     values["status"] = OperationStatus(values["status"])
     return values

@@ -13,6 +13,8 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,11 @@ from dotmac_tasks.http.answers import _PROBLEMS
 from dotmac_tasks.http.keeping import _REPLAYED
 from dotmac_tasks.http.run import _RELEASING
 from dotmac_tasks.models import OperationStatus
-from dotmac_tasks.transitions import OPERATION_TRANSITIONS
+from dotmac_tasks.transitions import (
+    OPERATION_TRANSITIONS,
+    SAGA_STEP_TRANSITIONS,
+    SAGA_TRANSITIONS,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -285,18 +291,28 @@ def test_public_names_are_documented() -> None:
     assert wanted - documented == set()
 
 
-def test_lifecycle_is_that_of_the_table() -> None:
+@pytest.mark.parametrize(
+    ("heading", "transitions"),
+    [
+        ("Of an idempotency record", OPERATION_TRANSITIONS),
+        ("Of a background operation", OPERATION_TRANSITIONS),
+        ("Of a saga", SAGA_TRANSITIONS),
+        ("Of a step of a saga", SAGA_STEP_TRANSITIONS),
+    ],
+)
+def test_lifecycle_is_that_of_the_table(
+    heading: str, transitions: Mapping[StrEnum, frozenset[StrEnum]]
+) -> None:
     """The arrows between statuses on the page are those of the table, and no others."""
-    blocks = read_blocks(read("explanation/lifecycle.md"), "text")
-    table = {
+    section = read("explanation/lifecycle.md").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    (block,) = read_blocks(section, "text")
+    arrows = re.findall(r"^(\w+) +--.*--> +(\w+)$", block, re.MULTILINE)
+    assert len(arrows) == len(block.splitlines())
+    assert {pair for pair in arrows if "absent" not in pair} == {
         (current.value, following.value)
-        for current, allowed in OPERATION_TRANSITIONS.items()
+        for current, allowed in transitions.items()
         for following in allowed
     }
-    for block in (blocks[0], blocks[-1]):
-        arrows = re.findall(r"^(\w+) +--.*--> +(\w+)$", block, re.MULTILINE)
-        assert len(arrows) == len(block.splitlines())
-        assert {pair for pair in arrows if "absent" not in pair} == table
 
 
 PROVED = {"explanation/guarantees.md": ("promise", "what happens")}
@@ -330,13 +346,13 @@ def test_layers_are_those_that_are_enforced() -> None:
     rules = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     (layers,) = re.findall(r"^layers = \[\n(.*?)^\]", rules, re.DOTALL | re.MULTILINE)
     wanted = [
-        set(re.findall(r"(?<!\()\b[a-z]+\b(?!\))", line)) for line in layers.splitlines() if line
+        set(re.findall(r"(?<!\()\b[a-z_]+\b(?!\))", line)) for line in layers.splitlines() if line
     ]
     blocks = read_blocks(read("explanation/architecture.md"), "text")
     (diagram,) = [block for block in blocks if "L0" in block]
     # What stands before a layer's number, over as many lines as it takes.
     layers_drawn = re.split(r"L\d.*\n", diagram.partition("=\n")[2])
-    found = [set(re.findall(r"[a-z]+", drawn)) for drawn in layers_drawn if drawn.strip()]
+    found = [set(re.findall(r"[a-z_]+", drawn)) for drawn in layers_drawn if drawn.strip()]
     assert found == wanted
 
 

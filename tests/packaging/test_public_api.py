@@ -11,7 +11,7 @@ import pytest
 import dotmac_tasks
 from dotmac_tasks import errors
 
-# The names that the design fixes; saga names join with the sagas.
+# The names that the design fixes.
 PROMISED = {
     "AbandonedOperation",
     "BackgroundOperation",
@@ -22,6 +22,11 @@ PROMISED = {
     "MetricsHooks",
     "OperationStatus",
     "RedisStorage",
+    "SagaHistoryEntry",
+    "SagaStatus",
+    "SagaStep",
+    "SagaStepStatus",
+    "SagaWorkflow",
     "Storage",
     "Verdict",
     "add_background_operations_middleware",
@@ -71,6 +76,18 @@ SIGNATURES = {
     "IdempotencyKey.is_completed": "",
     "IdempotencyKey.is_failed": "",
     "IdempotencyKey.is_in_progress": "",
+    "SagaStep.to_dict": "",
+    "SagaStep.can_retry": "",
+    "SagaStep.is_completed": "",
+    "SagaStep.is_failed": "",
+    "SagaStep.can_compensate": "",
+    "SagaWorkflow.to_dict": "",
+    "SagaWorkflow.get_current_step": "",
+    "SagaWorkflow.get_completed_steps": "",
+    "SagaWorkflow.needs_compensation": "",
+    "SagaWorkflow.is_completed": "",
+    "SagaWorkflow.is_failed": "",
+    "SagaWorkflow.is_timed_out": "",
 }
 DJANGO_SIGNATURES = {
     "get_manager": "",
