@@ -198,7 +198,7 @@ class TasksConfig:
         if environ.get("REDIS_URL"):
             values["storage"] = environ["REDIS_URL"]
         for variable, text in environ.items():
-            if variable.startswith(_ENV_PREFIX) and text:
+            if variable.startswith(_ENV_PREFIX) and text and variable != _ENV_LEGACY:
                 name = _known_name(variable.removeprefix(_ENV_PREFIX))
                 values[name] = _parse(name, variable, text)
         return cls(**values)
@@ -306,6 +306,8 @@ class TasksConfig:
 
 
 _ENV_PREFIX = "DOTMAC_TASKS_"
+# Read by the import paths of the earlier package, which are a distribution of their own.
+_ENV_LEGACY = "DOTMAC_TASKS_LEGACY"
 _NAMES = tuple(item.name for item in dataclasses.fields(TasksConfig) if item.init)
 _DURATIONS = (
     "default_idempotency_ttl",

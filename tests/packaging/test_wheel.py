@@ -4,9 +4,7 @@ The archive holds what the packages need at run time, and works where nothing el
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
+import tarfile
 import textwrap
 import venv
 import zipfile
@@ -14,28 +12,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("dotmac_tasks", "dotmac_tasks_django")
+from support.archives import PACKAGES, ROOT, build, copy_tree, run
+
 # Beside the modules themselves, what a running package reads.
 DATA_SUFFIXES = {".html", ".lua", ".py", ".txt", ".typed"}
 
 pytestmark = pytest.mark.slow
-
-
-def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """
-    Run a program to its end and show what it said if it failed.
-    """
-    done = subprocess.run(
-        [str(argument) for argument in arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     The wheel of a copy of the source tree, so that no earlier build can leak into it.
     """
-    tree = tmp_path_factory.mktemp("tree")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree)
-    for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
-    run(sys.executable, "-c", build, cwd=tree)
-    (archive,) = (tree / "dist").glob("*.whl")
-    return archive
+    return build(copy_tree(tmp_path_factory.mktemp("tree")))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +72,15 @@ def test_wheel_holds_nothing_else(contents: set[str]) -> None:
     """No test, example or document of the project travels in the archive."""
     tops = {name.partition("/")[0] for name in contents}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_sdist_holds_nothing_else(tmp_path: Path) -> None:
+    """The sources of the two packages are in it, and none of the shims that lie beside them."""
+    with tarfile.open(build(copy_tree(tmp_path), "sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    assert {top for top in tops if not top.endswith(".egg-info")} == set(PACKAGES)
+    assert "dotmac_tasks/storage/lua/claim_operation.lua" in names
 
 
 def test_wheel_demands_nothing(wheel: Path) -> None:

@@ -294,6 +294,7 @@ def test_environment_is_parsed() -> None:
             "DOTMAC_TASKS_IN_PROGRESS": "conflict",
             "DOTMAC_TASKS_TENANT": "shop.tenant",
             "DOTMAC_TASKS_WAIT": "",
+            "DOTMAC_TASKS_LEGACY": "error",
             "DOTMAC": "x",
             "HOME": "/",
         }
