@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
+import re
+import subprocess
 import sys
 import textwrap
 import venv
@@ -502,3 +505,64 @@ def test_regular_package_elsewhere_hides_them_until_it_is_extended(
     )
     (other / "dotmac" / "__init__.py").write_text(line)
     assert run_program(tmp_path, *path, source=source) == "failed\n"
+
+
+def read_phase(number: int) -> str:
+    page = (ROOT / "docs" / "how-to" / "upgrade.md").read_text(encoding="utf-8")
+    return page.partition(f"\n## Phase {number}")[2].partition("\n## ")[0]
+
+
+def read_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def check_commands(section: str, folder: Path, *path: Path) -> int:
+    """
+    Run each command of a section that needs no network; it must print the lines that follow it.
+    """
+    checked = 0
+    for block in read_blocks(section, "console"):
+        for command, *shown in (part.splitlines() for part in block.split("$ ")[1:]):
+            if command.startswith("pip "):
+                continue
+            done = subprocess.run(
+                ["sh", "-c", re.sub(r"\bpython ", f"{sys.executable} -S ", command)],
+                cwd=folder,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(map(str, path))},
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            printed = done.stdout + done.stderr
+            assert all(line in printed for line in shown), printed
+            assert shown or not printed, printed
+            # A command that fails is shown failing.
+            refused = done.returncode and not command.startswith("grep")
+            assert bool(refused) == any("Error: " in line for line in shown), printed
+            checked += 1
+    return checked
+
+
+def test_upgrade_page_does_what_it_shows(site: Site, tmp_path: Path) -> None:
+    """Each phase's commands print what the page shows, on the project that the page changes."""
+    old, new = read_blocks(read_phase(1), "python")
+    payments = tmp_path / "payments.py"
+    payments.write_text(old)
+    assert check_commands(read_phase(1), tmp_path, site.shims, site.main) == 2
+    payments.write_text(old.replace(old.splitlines()[0], new.strip()))
+    assert check_commands(read_phase(2), tmp_path, site.shims, site.main) == 2
+    assert check_commands(read_phase(3), tmp_path, site.main) == 2
+
+
+def test_upgrade_page_quiets_the_warnings_in_tests(site: Site, tmp_path: Path) -> None:
+    """With the lines of the page a suite that makes errors of warnings passes, and tells them."""
+    (lines,) = read_blocks(read_phase(1), "ini")
+    (tmp_path / "pytest.ini").write_text(lines)
+    suite = f"def test_use():\n    from {LEGACY} import MemoryStorage\n"
+    (tmp_path / "test_suite.py").write_text(suite)
+    environ = {"PYTHONPATH": f"{site.shims}:{site.main}", "DJANGO_SETTINGS_MODULE": ""}
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:django"]
+    done = run(sys.executable, "-m", "pytest", *options, cwd=tmp_path, environ=environ)
+    assert "1 passed, 1 warning" in done.stdout
+    assert message_of("MemoryStorage") in done.stdout

@@ -8,9 +8,11 @@ Writes the folder ``tests/records/<version>`` with
 * ``answers.json``: what it answers to a retry of each request;
 * ``golden.json``: fingerprints, keys and payload bytes of all samples.
 
-A folder that is there is never written again: it is what people have in their Redis. Samples are
-in ``tests/support/record_samples.py``, the form of the files in ``stored_records.py`` beside it.
-Needs ``redis-server`` and what ``make test`` needs::
+A folder that is there is not written again: it is what people have in their Redis. Remove it first
+where its version is not released yet and a change of what it writes was meant.
+
+Samples are in ``tests/support/record_samples.py``, the form of the files in ``stored_records.py``
+beside it. Needs ``redis-server`` and what ``make test`` needs::
 
     PYTHONPATH=.:tests python tests/records/write.py
 """
