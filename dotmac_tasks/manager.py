@@ -697,7 +697,7 @@ class _CleanupThread:
 
     def _run(self, stop: threading.Event) -> None:
         # Processes that were started together spread out; no secret depends on it.
-        pause = self._interval * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        pause = self._interval * random.uniform(0.5, 1.0)  # nosec B311 # noqa: S311 - jitter
         while not stop.wait(min(pause, threading.TIMEOUT_MAX)):
             manager = self._manager()
             if manager is None:
