@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("django", "redis", "dotmac_tasks_django", "gunicorn", "rich")
+NEEDED = ("django", "redis", "dotmac_tasks_django", "gunicorn", "rich", "rest_framework")
 
 
 def main() -> int:

@@ -4,11 +4,13 @@ The shop of the examples: its gateway, its proof, and the whole demo as a user r
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -23,15 +26,18 @@ from typing import Any
 
 import pytest
 
-from support.concurrency import run_together
+from support.concurrency import run_together, wait_until
 from support.redis_server import find_redis_server
 
 SHOP = Path(__file__).resolve().parents[2] / "examples" / "shop"
 LIMIT = 120
 
 needs_server = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("django", "redis", "gunicorn", "rich")),
-    reason="the demo needs django, redis, gunicorn and rich",
+    any(
+        importlib.util.find_spec(name) is None
+        for name in ("django", "rest_framework", "redis", "gunicorn", "rich")
+    ),
+    reason="the demo needs django, djangorestframework, redis, gunicorn and rich",
 )
 needs_redis = pytest.mark.skipif(find_redis_server() is None, reason="no redis-server here")
 
@@ -49,6 +55,7 @@ def load(name: str) -> ModuleType:
 
 gateway = load("gateway")
 proof = load("storm/proof")
+errands = load("storm/errands")
 
 
 @pytest.fixture
@@ -187,20 +194,34 @@ ORDERS = [
 ]
 PRICES = {"tea": 100, "mug": 500}
 SHELVES = {"tea": 2, "mug": 3}
-ANSWERS = {"A-1": {"x"}, "A-2": {"y"}}
+ANSWERS = {"A-1": {"x"}, "A-2": {"y"}, "C-1": {"z"}}
 BOOKS = {
     "charges": [("A-1", "ch_00001", 200), ("A-2", "ch_00002", 500)],
     "orders": [("A-1", "paid", "ch_00001", 200), ("A-2", "paid", "ch_00002", 500)],
     "stock": {"tea": 0, "mug": 2},
     "executions": [],
+    "claims": [("C-1", "one.jpg")],
+    "photos": {"one.jpg": "photo"},
+    "letters": ["a@example.com", "b@example.com"],
 }
 FIRST, SECOND = BOOKS["charges"]  # type: ignore[misc]
 ROW, OTHER_ROW = BOOKS["orders"]  # type: ignore[misc]
 
 
-def failing(answers: dict[str, set[str]] = ANSWERS, **changes: Any) -> set[str]:
+WANTED = proof.Wanted(
+    orders=ORDERS,
+    prices=PRICES,
+    shelves=SHELVES,
+    claims={"C-1": "photo"},
+    sign_ups=["a@example.com", "b@example.com"],
+)
+
+
+def failing(
+    answers: dict[str, set[str]] = ANSWERS, *, letters_may_double: bool = False, **changes: Any
+) -> set[str]:
     books = proof.Books(**{**BOOKS, **changes})
-    checks = proof.prove(ORDERS, PRICES, SHELVES, answers, books)
+    checks = proof.prove(WANTED, answers, books, letters_may_double=letters_may_double)
     return {check.claim for check in checks if not check.holds}
 
 
@@ -226,8 +247,16 @@ def test_proof_accepts_books_that_are_right() -> None:
         ({"orders": [ROW, ("A-2", "reserved", "", 500)]}, "Shop and ledger agree"),
         ({"orders": [ROW, ("A-2", "paid", "ch_00001", 500)]}, "Shop and ledger agree"),
         ({"stock": {"tea": 0, "mug": 1}}, "The stock adds up"),
-        ({"answers": {"A-1": {"x"}}}, "Retries got the first answer"),
-        ({"answers": {"A-1": {"x", "z"}, "A-2": {"y"}}}, "Retries got the first answer"),
+        ({"claims": []}, "One photo for each claim"),
+        ({"claims": [("C-1", "one.jpg"), ("C-1", "two.jpg")]}, "One photo for each claim"),
+        ({"photos": {}}, "One photo for each claim"),
+        ({"photos": {"one.jpg": "another"}}, "One photo for each claim"),
+        ({"photos": {"one.jpg": "photo", "two.jpg": "photo"}}, "One photo for each claim"),
+        ({"answers": {"A-1": {"x"}, "C-1": {"z"}}}, "Retries got the first answer"),
+        ({"answers": {**ANSWERS, "A-1": {"x", "z"}}}, "Retries got the first answer"),
+        ({"answers": {**ANSWERS, "C-1": {"y", "z"}}}, "Retries got the first answer"),
+        ({"letters": ["a@example.com"]}, "No sign-up lost"),
+        ({"letters": [*BOOKS["letters"], "a@example.com"]}, "No sign-up lost"),
     ],
 )
 def test_proof_finds_what_is_wrong(changes: dict[str, Any], claim: str) -> None:
@@ -235,6 +264,43 @@ def test_proof_finds_what_is_wrong(changes: dict[str, Any], claim: str) -> None:
     Each kind of double, lost or wrong order fails the check that is about it.
     """
     assert claim in failing(**changes)
+
+
+def test_proof_allows_a_second_letter_where_sign_ups_ran_unprotected() -> None:
+    """
+    After an outage a letter may have gone out twice, but none may be missing.
+    """
+    twice = [*BOOKS["letters"], "a@example.com"]
+    assert failing(letters=twice, letters_may_double=True) == set()
+    assert failing(letters=["a@example.com"] * 2, letters_may_double=True) == {"No sign-up lost"}
+
+
+def test_upload_has_a_new_boundary_each_time_and_the_same_key() -> None:
+    """
+    Two attempts for one claim differ in their bytes, and in nothing that a key stands for.
+    """
+    claim = errands.claim_errand("C-1", seed=1)
+    (headers, body), (other_headers, other_body) = claim.request({}), claim.request({})
+    assert headers["Idempotency-Key"] == other_headers["Idempotency-Key"]
+    assert headers["Content-Type"] != other_headers["Content-Type"]
+    boundary, other_boundary = (
+        found["Content-Type"].rpartition("=")[2].encode() for found in (headers, other_headers)
+    )
+    assert body != other_body == body.replace(boundary, other_boundary)
+    assert claim.photo in body
+
+
+def test_partners_send_the_same_keys_for_different_orders() -> None:
+    """
+    A third of the orders are the partners', and both count their keys from 1.
+    """
+    found = errands.order_errands([{"number": f"A-{count}"} for count in range(60)])
+    keys = {
+        partner: [errand.key for errand in found if errand.partner == partner]
+        for partner in errands.PARTNERS
+    }
+    assert keys["north"] == keys["south"] == [str(count) for count in range(1, 11)]
+    assert len({errand.number for errand in found}) == 60
 
 
 def test_orders_are_what_the_generator_writes(
@@ -290,6 +356,17 @@ def run_demo(folder: Path, *arguments: str) -> tuple[int, str]:
         return process.returncode, output
 
 
+def assert_questions_are_answered(output: str) -> None:
+    for claim in (
+        "Two partners, one key",
+        "A photo again, and another",
+        "A wrong order, twice",
+        "A partner's new token",
+        "A partner shut out",
+    ):
+        assert f"✔  {claim}" in output
+
+
 def assert_nothing_is_left(folder: Path, output: str) -> None:
     assert list(folder.iterdir()) == []
     ports = re.findall(r"//127\.0\.0\.1:(\d+)", output)
@@ -312,7 +389,62 @@ def test_demo_charges_once_over_redis_while_a_worker_is_killed(tmp_path: Path) -
     assert "Every order happened exactly once." in output
     assert "was killed with signal 9" in output
     assert "12 charges for 12 orders" in output
+    assert "1 photo for 1 claim" in output
+    assert_questions_are_answered(output)
     assert_nothing_is_left(tmp_path, output)
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@needs_server
+@needs_redis
+def test_demo_answers_everybody_over_an_outage_of_redis(tmp_path: Path) -> None:
+    """
+    While Redis is away orders are refused and sign-ups run unprotected; then all are answered.
+    """
+    status, output = run_demo(tmp_path, "--workers", "2", "--seed", "3")
+    assert status == 0, output
+    assert re.search(r"Redis froze after .* s, crashed .* s later, and was back", output)
+    assert re.search(r"[1-9]\d* +turned away +orders and claims", output)
+    assert re.search(r"[1-9]\d* +ran unprotected +sign-ups", output)
+    assert re.search(r"\d s +the longest request +STORAGE_TIMEOUT is 1 s", output)
+    assert re.search(r" 0 +without an answer", output)
+    assert_nothing_is_left(tmp_path, output)
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@needs_server
+@needs_redis
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_ctrl_c_while_redis_is_frozen_leaves_nothing_behind(tmp_path: Path) -> None:
+    """
+    Ctrl-C in the middle of the outage ends a frozen Redis as well as everything else.
+    """
+    with demo(tmp_path, "--orders", "60", "--workers", "2") as process:
+        found: list[int] = []
+
+        def is_frozen() -> bool:
+            found[:] = frozen_processes_in(tmp_path)
+            return bool(found)
+
+        wait_until(is_frozen, LIMIT)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, output
+    assert "everything that was started is gone again" in output
+    assert not Path(f"/proc/{found[0]}").exists()
+    assert_nothing_is_left(tmp_path, output)
+
+
+def frozen_processes_in(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T" and (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
+    return found
 
 
 @pytest.mark.parametrize("number", ["abc", "0", "-1", "1.5"])
@@ -335,6 +467,9 @@ def test_demo_charges_once_over_memory(tmp_path: Path) -> None:
     assert status == 0, output
     assert "Every order happened exactly once." in output
     assert "Left out" in output
+    assert "an outage of what they share" in output
+    assert "The outage" not in output
+    assert_questions_are_answered(output)
     assert_nothing_is_left(tmp_path, output)
 
 
@@ -347,14 +482,52 @@ def test_demo_fails_without_the_library(tmp_path: Path) -> None:
     status, output = run_demo(tmp_path, "--memory", "--unprotected")
     assert status == 1, output
     assert "Not every order happened exactly once." in output
+    for claim in ("No order charged twice", "One photo for each claim", "No sign-up lost"):
+        assert f"✘  {claim}" in output
     assert_nothing_is_left(tmp_path, output)
+
+
+def curl(command: str) -> tuple[int, bool, bytes]:
+    # What curl does with such a line, so that nobody needs it to test.
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("-i", action="store_true")
+    parser.add_argument("-H", action="append")
+    parser.add_argument("-F", action="append")
+    parser.add_argument("-d")
+    line, _, echo = command.rpartition("; ")
+    assert echo == "echo\n"
+    options = parser.parse_args(shlex.split(line)[1:])
+    headers = dict(header.split(": ", 1) for header in options.H)
+    body = options.d.encode() if options.d is not None else form(options.F, headers)
+    request = urllib.request.Request(options.url, data=body, headers=headers)
+    try:
+        answer = urllib.request.urlopen(request, timeout=LIMIT)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status, "Idempotent-Replayed" in answer.headers, answer.read()
+
+
+def form(fields: list[str], headers: dict[str, str]) -> bytes:
+    boundary = uuid.uuid4().hex
+    headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+    body = b""
+    for field in fields:
+        name, _, value = field.partition("=")
+        content, more = value.encode(), ""
+        if value.startswith("@"):
+            content, more = Path(value[1:]).read_bytes(), f'; filename="{Path(value).name}"'
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'
+        body += head.encode() + content + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode()
 
 
 @pytest.mark.slow
 @needs_server
 def test_serve_answers_as_its_curl_lines_promise_until_ctrl_c(tmp_path: Path) -> None:
     """
-    The three printed requests get 201, the replay and 422; Ctrl-C leaves nothing behind.
+    Each printed request gets what is said above it; Ctrl-C leaves nothing behind.
     """
     with demo(tmp_path, "serve", "--memory") as process:
         assert process.stdout is not None
@@ -364,23 +537,17 @@ def test_serve_answers_as_its_curl_lines_promise_until_ctrl_c(tmp_path: Path) ->
             if "Ctrl-C" in line:
                 break
         output = "".join(lines)
-        commands = [line for line in lines if line.startswith("curl")]
-        answers = []
-        for command in commands:
-            url = re.search(r"http://\S+", command)
-            key = re.search(r"Idempotency-Key: ([\w-]+)", command)
-            body = re.search(r"-d '(.*)'", command)
-            assert url is not None
-            assert key is not None
-            assert body is not None
-            answers.append(post(url[0], json.loads(body[1]), Idempotency_Key=key[1]))
+        answers = [curl(line) for line in lines if line.startswith("curl")]
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=LIMIT)
-    first, replay, reused = answers
-    assert (first[0], replay[0], reused[0]) == (201, 201, 422), output
-    assert first[2] == replay[2]
-    assert "Idempotent-Replayed" not in first[1]
-    assert replay[1]["Idempotent-Replayed"] == "true"
+    assert [(status, replayed) for status, replayed, _ in answers] == [
+        *((201, False), (201, True), (422, False)),  # orders
+        *((201, False), (201, True), (401, False)),  # a partner's orders
+        *((201, False), (201, True), (422, False)),  # claims
+        (201, False),  # the newsletter
+    ], output
+    for first in (0, 3, 6):
+        assert answers[first][2] == answers[first + 1][2]
     assert process.returncode == 0, rest
     assert "Closing the shop." in rest
     assert_nothing_is_left(tmp_path, output)

@@ -24,12 +24,19 @@ class BadOrderError(Exception):
 
 def answer_order(request: HttpRequest, *, token: str, charge_key: str) -> HttpResponse:
     """
-    Place the order in the request's body, and count this execution.
+    Place the order in the request's body.
     """
     try:
         wish = read_wish(request.body)
     except BadOrderError as error:
         return refuse(400, str(error))
+    return answer_wish(wish, token=token, charge_key=charge_key)
+
+
+def answer_wish(wish: checkout.Wish, *, token: str, charge_key: str) -> HttpResponse:
+    """
+    Place the order, and count this execution.
+    """
     execution = Execution.objects.create(number=wish.number, worker=os.getpid())
     answer = place_wish(wish, token, charge_key)
     execution.outcome = "ordered" if answer.status_code == 201 else f"refused {answer.status_code}"

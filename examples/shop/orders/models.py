@@ -94,9 +94,41 @@ class Order(models.Model):
         }
 
 
+class Claim(models.Model):
+    """
+    A claim for something that came broken. Instances belong to one thread.
+
+    ``token`` is its identity, as with `Order`, and names the file of its photo as well.
+    """
+
+    token = models.CharField(max_length=64, unique=True)
+    number = models.CharField(max_length=40)
+    photo = models.FileField()
+
+    def __str__(self) -> str:
+        """
+        Return the number that the customer knows.
+        """
+        return self.number
+
+
+class Letter(models.Model):
+    """
+    A welcome letter that went out. Instances belong to one thread.
+    """
+
+    address = models.EmailField()
+
+    def __str__(self) -> str:
+        """
+        Return whom it went to.
+        """
+        return self.address
+
+
 class Execution(models.Model):
     """
-    One line for each time the body of ``place_order`` ran, for the demo to count.
+    One line for each time that an order was worked on, for the demo to count.
 
     Written by itself before the work begins, so that it also shows the runs that a kill
     cut short: their outcome stays "started". Instances belong to one thread.

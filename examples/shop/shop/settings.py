@@ -12,13 +12,18 @@ from typing import Any
 
 INSTALLED_APPS = [
     "orders",
+    "rest_framework",
+    "rest_framework.authtoken",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
     "dotmac_tasks_django",
 ]
 
 MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     # Behind authentication and CSRF checks, if a project has them: a retry that is no
-    # longer allowed in must not get the stored answer either.
+    # longer allowed in must not get the stored answer either. REST framework checks inside
+    # its views, where `@idempotent` on the method takes care of the same.
     "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware",
 ]
 
@@ -28,6 +33,8 @@ DOTMAC_TASKS: dict[str, Any] = {
     # Short, so that in the demo the orders of a killed worker go on after three seconds.
     # The default of 30 suits a real shop: a healthy worker renews its lease anyway.
     "LEASE": 3,
+    # The most that one call to a storage may take that does not answer. What happens then
+    # is said where it matters, on each view: `@idempotent(on_storage_error=...)`.
     "STORAGE_TIMEOUT": 1,
 }
 
@@ -45,6 +52,15 @@ ROOT_URLCONF = "shop.urls"
 WSGI_APPLICATION = "shop.wsgi.application"
 USE_TZ = True
 TIME_ZONE = "UTC"
+# Partners have tokens; nobody logs in with a browser, so there are no sessions and no pages.
+REST_FRAMEWORK = {"DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"]}
+STORAGES = {
+    "default": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        # A run that begins again replaces the file of the one before instead of adding one.
+        "OPTIONS": {"location": DATA_DIR / "photos", "allow_overwrite": True},
+    },
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 LOGGING = {
     "version": 1,
@@ -70,6 +86,6 @@ DATABASES = {
 
 # `demo.py --unprotected` shows the same shop without the library.
 if os.environ.get("SHOP_UNPROTECTED"):
-    INSTALLED_APPS = ["orders"]
-    MIDDLEWARE = ["django.middleware.common.CommonMiddleware"]
+    INSTALLED_APPS.remove("dotmac_tasks_django")
+    MIDDLEWARE.pop()
     ROOT_URLCONF = "shop.urls_unprotected"

@@ -1,5 +1,5 @@
 """
-Impatient customers: every order is sent several times at once, until it has an answer.
+Impatient customers: every errand is sent several times at once, until it has an answer.
 """
 
 from __future__ import annotations
@@ -7,47 +7,43 @@ from __future__ import annotations
 import hashlib
 import heapq
 import http.client
-import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
+
+from storm.errands import Errand
 
 FIRST = "first answers"
 REPLAYED = "replays"
+UNPROTECTED = "unprotected"
 IN_PROGRESS = "in progress"
 LOST = "lost answers"
 TRY_AGAIN = "try again"
+TURNED_AWAY = "turned away"
 CUT_OFF = "cut off"
 REFUSED = "refused"
-FINAL = (FIRST, REPLAYED, REFUSED)
+FINAL = (FIRST, REPLAYED, UNPROTECTED, REFUSED)
 
 # How long a customer waits before trying again, in seconds, if the shop does not say.
-PATIENCE = {IN_PROGRESS: 0.5, TRY_AGAIN: 0.3, CUT_OFF: 0.3}
+PATIENCE = {IN_PROGRESS: 0.5, TRY_AGAIN: 0.3, TURNED_AWAY: 1.0, CUT_OFF: 0.3}
 ANSWER_LIMIT = 30.0
 LOST_SHARE = 0.25
+# So many errands arrive in a second, each in all its copies at once.
+ARRIVALS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sending:
     """
-    One of the copies in which an order is sent. Immutable.
+    One of the copies in which an errand is sent. Immutable.
     """
 
-    order: dict[str, Any]
-    copy: int
+    errand: Errand
     is_lost: bool
-
-    @property
-    def number(self) -> str:
-        """
-        Return the number of the order.
-        """
-        return str(self.order["number"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +53,31 @@ class Answer:
     """
 
     kind: str
-    seconds: float
+    began: float
+    ended: float
+    status: int = 0
     body: bytes = b""
     retry_after: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """
+        Return how long it took.
+        """
+        return self.ended - self.began
 
 
 @dataclass(kw_only=True)
 class Tally:
     """
-    What the customers saw. Belongs to the storm, under its lock, until it is over.
+    What customers saw of one kind of errand.
+
+    Belongs to the storm, under its lock, until it is over.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    spans: list[tuple[float, float]] = field(default_factory=list)
     answers: dict[str, set[str]] = field(default_factory=dict)
     refusals: set[str] = field(default_factory=set)
 
@@ -80,46 +88,64 @@ class Tally:
         """
         return self.kinds.total()
 
-    def add(self, sending: Sending, answer: Answer) -> None:
+    def longest(self, since: float, until: float) -> float:
+        """
+        Return the longest that an attempt took which was under way between two instants.
+        """
+        return max(
+            (ended - began for began, ended in self.spans if began < until and ended > since),
+            default=0.0,
+        )
+
+    def add(self, errand: Errand, answer: Answer) -> None:
         """
         Count one attempt.
         """
         self.kinds[answer.kind] += 1
         self.seconds.setdefault(answer.kind, []).append(answer.seconds)
-        if answer.kind in (FIRST, REPLAYED):
+        self.spans.append((answer.began, answer.ended))
+        if answer.kind in (FIRST, REPLAYED, UNPROTECTED):
             digest = hashlib.sha256(answer.body).hexdigest()
-            self.answers.setdefault(sending.number, set()).add(digest)
+            self.answers.setdefault(errand.number, set()).add(digest)
         elif answer.kind == REFUSED:
             self.refusals.add(answer.body.decode(errors="replace"))
 
 
 class Storm:
     """
-    Sends orders from many threads. Instances may be shared between threads.
+    Sends errands from many threads. Instances may be shared between threads.
 
-    ``_changed`` guards ``_due``, ``_open``, ``_tally``, ``_sequence`` and ``_is_stopped``.
+    ``_changed`` guards ``_due``, ``_open``, ``_tallies``, ``_sequence`` and ``_is_stopped``.
     A copy that has to wait does so in the queue and not in a thread.
     """
 
     def __init__(
-        self, url: str, orders: Sequence[dict[str, Any]], *, copies: int, threads: int, seed: int
+        self,
+        url: str,
+        errands: Sequence[Errand],
+        tokens: Mapping[str, str],
+        *,
+        copies: int,
+        threads: int,
+        seed: int,
     ) -> None:
         """
-        Prepare to send every order in ``copies`` copies.
+        Prepare to send every errand in ``copies`` copies; partners use their tokens.
         """
-        self._netloc = urlsplit(url).netloc
+        self._url = url
+        self._tokens = tokens
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, Sending]] = []
         self._sequence = 0
         self._is_stopped = False
-        self._tally = Tally()
+        self._tallies = {errand.kind: Tally() for errand in errands}
         draw = random.Random(seed)
         now = time.monotonic()
-        for order in orders:
+        for place, errand in enumerate(errands):
             for copy in range(copies):
                 is_last = copy == copies - 1
                 is_lost = not is_last and draw.random() < LOST_SHARE
-                self._put(now, Sending(order=order, copy=copy, is_lost=is_lost))
+                self._put(now + place / ARRIVALS, Sending(errand=errand, is_lost=is_lost))
         self.sendings = self._open = len(self._due)
         self._threads = [
             threading.Thread(target=self._work, name=f"customer-{count}", daemon=True)
@@ -155,12 +181,12 @@ class Storm:
         with self._changed:
             return self._changed.wait_for(lambda: self._open == 0, seconds)
 
-    def tally(self) -> Tally:
+    def tallies(self) -> dict[str, Tally]:
         """
-        Return what was seen. Call it when the storm is over.
+        Return what was seen of each kind of errand. Call it when the storm is over.
         """
         with self._changed:
-            return self._tally
+            return self._tallies
 
     def _put(self, due: float, sending: Sending) -> None:
         self._sequence += 1
@@ -168,14 +194,13 @@ class Storm:
 
     def _work(self) -> None:
         while (sending := self._next()) is not None:
-            answer = self._attempt(sending)
+            answer = send(self._url, sending.errand, self._tokens, is_lost=sending.is_lost)
             with self._changed:
-                self._tally.add(sending, answer)
+                self._tallies[sending.errand.kind].add(sending.errand, answer)
                 if answer.kind in FINAL or answer.kind == LOST:
                     self._open -= 1
                 else:
-                    pause = answer.retry_after or PATIENCE[answer.kind]
-                    self._put(time.monotonic() + pause, sending)
+                    self._put(time.monotonic() + pause_after(answer), sending)
                 self._changed.notify_all()
 
     def _next(self) -> Sending | None:
@@ -187,32 +212,52 @@ class Storm:
                 self._changed.wait(wait)
             return None
 
-    def _attempt(self, sending: Sending) -> Answer:
-        connection = http.client.HTTPConnection(self._netloc, timeout=ANSWER_LIMIT)
-        began = time.monotonic()
-        try:
-            connection.request(
-                "POST",
-                "/orders/",
-                json.dumps(sending.order),
-                # One key per order, the same in each copy: that is all a client has to do.
-                {"Content-Type": "application/json", "Idempotency-Key": f"order-{sending.number}"},
-            )
-            if sending.is_lost:
-                return Answer(kind=LOST, seconds=time.monotonic() - began)
-            response = connection.getresponse()
-            body = response.read()
-        except (OSError, http.client.HTTPException):
-            return Answer(kind=CUT_OFF, seconds=time.monotonic() - began)
-        finally:
-            connection.close()
-        retry_after = response.getheader("Retry-After")
-        return Answer(
-            kind=kind_of(response),
-            seconds=time.monotonic() - began,
-            body=body,
-            retry_after=float(retry_after) if retry_after else None,
-        )
+
+def send(url: str, errand: Errand, tokens: Mapping[str, str], *, is_lost: bool = False) -> Answer:
+    """
+    Send a request once; a customer whose answer is lost hangs up before it comes.
+    """
+    headers, body = errand.request(tokens)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=ANSWER_LIMIT)
+    began = time.monotonic()
+    try:
+        connection.request("POST", errand.path, body, headers)
+        if is_lost:
+            return Answer(kind=LOST, began=began, ended=time.monotonic())
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException):
+        return Answer(kind=CUT_OFF, began=began, ended=time.monotonic())
+    finally:
+        connection.close()
+    retry_after = response.getheader("Retry-After")
+    return Answer(
+        kind=kind_of(response),
+        began=began,
+        ended=time.monotonic(),
+        status=response.status,
+        body=content,
+        retry_after=float(retry_after) if retry_after else None,
+    )
+
+
+def insist(url: str, errand: Errand, tokens: Mapping[str, str], *, seconds: float) -> Answer:
+    """
+    Send a request as often as the shop says "come back", for at most so long.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = send(url, errand, tokens)
+        if answer.kind in FINAL or time.monotonic() > deadline:
+            return answer
+        time.sleep(pause_after(answer))
+
+
+def pause_after(answer: Answer) -> float:
+    """
+    Return how long to wait before the next attempt.
+    """
+    return answer.retry_after or PATIENCE[answer.kind]
 
 
 def kind_of(response: http.client.HTTPResponse) -> str:
@@ -221,10 +266,14 @@ def kind_of(response: http.client.HTTPResponse) -> str:
     """
     if response.getheader("Idempotent-Replayed") == "true":
         return REPLAYED
+    if response.getheader("X-Idempotency-Status") == "unprotected":
+        return UNPROTECTED
     if response.status == 201:
         return FIRST
     if response.status == 202:
         return IN_PROGRESS
+    if response.status == 503:
+        return TURNED_AWAY
     if response.status >= 500:
         return TRY_AGAIN
     return REFUSED

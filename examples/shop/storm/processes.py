@@ -65,6 +65,13 @@ class Child:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """
+        Return the process id.
+        """
+        return self._process.pid
+
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
         """
         Wait until the process is of use.
@@ -89,9 +96,23 @@ class Child:
         End the process and all of its group: politely, then for certain.
         """
         self._signal_group(signal.SIGTERM)
+        self._signal_group(signal.SIGCONT)  # a frozen one hears nothing before it goes on
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_LIMIT)
         # Also when the leader is gone: a worker of it may have stayed behind.
+        self._signal_group(signal.SIGKILL)
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """
+        Stop the process where it is: it keeps its port and its connections and is silent.
+        """
+        self._signal_group(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """
+        End the process as a crash would.
+        """
         self._signal_group(signal.SIGKILL)
         self._process.wait()
 
@@ -112,9 +133,13 @@ class Stack:
         self.folder = folder
         self.ledger = folder / "ledger.sqlite3"
         self.database = folder / "shop.sqlite3"
+        self.photos = folder / "photos"
         self.gateway_url = ""
         self.shop_url = ""
         self._children: list[Child] = []
+        self._redis_command: list[str] = []
+        self._redis_port = 0
+        self._shop_env: dict[str, str] = {}
 
     def start_redis(self, server: str) -> str:
         """
@@ -124,16 +149,15 @@ class Stack:
             StartError: It did not come up, also not on a second and third free port.
         """
         for is_last in (False, False, True):
-            port = free_port()
-            redis = self._start(
-                "redis",
-                [
-                    *(server, "--port", str(port), "--bind", "127.0.0.1"),
-                    *("--dir", str(self.folder), "--save", "", "--appendonly", "no"),
-                ],
-            )
+            self._redis_port = port = free_port()
+            self._redis_command = [
+                *(server, "--port", str(port), "--bind", "127.0.0.1"),
+                *("--dir", str(self.folder), "--save", ""),
+                # What it has answered is in its file, so that it survives a signal 9.
+                *("--appendonly", "yes", "--appendfsync", "always"),
+            ]
             try:
-                redis.wait_until(lambda port=port: answers_ping(port))  # type: ignore[misc]
+                self._run_redis()
             except StartError:
                 # Somebody may have taken the port between our look and its start.
                 if is_last:
@@ -141,6 +165,48 @@ class Stack:
             else:
                 return f"redis://127.0.0.1:{port}/0"
         raise AssertionError
+
+    def freeze_redis(self) -> None:
+        """
+        Make Redis hang: it accepts connections and answers nothing.
+        """
+        self._redis().freeze()
+
+    def kill_redis(self) -> None:
+        """
+        Make Redis crash.
+        """
+        redis = self._redis()
+        redis.kill()
+        self._children.remove(redis)
+
+    def restart_redis(self) -> None:
+        """
+        Start Redis again on its port, with the data that it had.
+
+        Raises:
+            StartError: It did not come up.
+        """
+        self._run_redis()
+
+    @property
+    def redis_pid(self) -> int | None:
+        """
+        Return the process id of Redis, if there is one.
+        """
+        return self._redis().pid if self._redis_command else None
+
+    def _redis(self) -> Child:
+        return next(child for child in self._children if child.name == "redis")
+
+    def _run_redis(self) -> None:
+        redis = self._start("redis", self._redis_command)
+        try:
+            redis.wait_until(lambda: answers_ping(self._redis_port))
+        except StartError:
+            self._children.remove(redis)
+            redis.stop()
+            raise
 
     def start_gateway(self, *, seed: int, latency: float, trouble: Mapping[str, float]) -> None:
         """
@@ -171,26 +237,18 @@ class Stack:
         Raises:
             StartError: It did not come up.
         """
-        env = clean_environment()
+        self._shop_env = env = clean_environment()
         env["SHOP_DATA"] = str(self.folder)
         env["SHOP_GATEWAY"] = self.gateway_url
+        # Uploads wait there, and those of a killed worker stay: let them go with the folder.
+        env["TMPDIR"] = str(self.folder)
         if redis_url is not None:
             env["REDIS_URL"] = redis_url
         if not is_protected:
             env["SHOP_UNPROTECTED"] = "yes"
-        fill = subprocess.run(
-            [
-                *(sys.executable, str(HERE / "manage.py"), "open_shop"),
-                *("--stock", json.dumps(dict(stock)), "--default", str(default_stock)),
-            ],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_LIMIT,
+        self.manage(
+            "open_shop", "--stock", json.dumps(dict(stock)), "--default", str(default_stock)
         )
-        if fill.returncode:
-            raise StartError(f"The shelves could not be filled:\n{fill.stderr[-3000:]}")
         # The socket is bound here and handed over: nobody can take the port in between.
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
             self.shop_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -205,6 +263,25 @@ class Stack:
                 pass_fds=(listener.fileno(),),
             )
         shop.wait_until(lambda: is_up(f"{self.shop_url}/health/"))
+
+    def manage(self, *arguments: str) -> str:
+        """
+        Run a command of the shop's ``manage.py`` and return what it printed.
+
+        Raises:
+            StartError: It failed.
+        """
+        command = subprocess.run(
+            [sys.executable, str(HERE / "manage.py"), *arguments],
+            env=self._shop_env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_LIMIT,
+        )
+        if command.returncode:
+            raise StartError(f"manage.py {arguments[0]} failed:\n{command.stderr[-3000:]}")
+        return command.stdout
 
     def control_gateway(self, **instruction: object) -> str | None:
         """

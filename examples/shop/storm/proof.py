@@ -1,5 +1,5 @@
 """
-The proof: what the ledger and the shop's database say, read straight from their files.
+The proof: what the ledger, the shop's database and its photos say, read from their files.
 
 Nothing here asks the shop or the library. The expected sums come from the orders and the
 catalog alone; the gateway's ledger says what was charged, and the shop's tables say what
@@ -8,9 +8,10 @@ was sold and what is left.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,29 @@ from typing import Any
 @dataclass(frozen=True, kw_only=True)
 class Books:
     """
-    What is written in the two databases. Immutable by convention; one owner thread.
+    What is written in the files. Immutable by convention; one owner thread.
     """
 
     charges: Sequence[tuple[str, str, int]]  # order number, charge id, cents
     orders: Sequence[tuple[str, str, str, int]]  # order number, status, charge id, cents
     stock: Mapping[str, int]
     executions: Sequence[tuple[str, int, str]]  # order number, worker, outcome
+    claims: Sequence[tuple[str, str]]  # claim number, name of the photo
+    photos: Mapping[str, str]  # name, digest
+    letters: Sequence[str]  # addresses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """
+    What customers wanted. Immutable by convention; one owner thread.
+    """
+
+    orders: Sequence[Mapping[str, Any]]
+    prices: Mapping[str, int]  # cents for each product
+    shelves: Mapping[str, int]  # how many of each product there were at the start
+    claims: Mapping[str, str]  # claim number, digest of the photo
+    sign_ups: Sequence[str]  # addresses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +64,9 @@ class Check:
         return not self.culprits
 
 
-def read_books(ledger: Path, database: Path) -> Books:
+def read_books(ledger: Path, database: Path, photos: Path) -> Books:
     """
-    Read both databases without being able to change them.
+    Read both databases and the photos without being able to change them.
     """
     charges = [
         (number, f"ch_{row_id:05}", cents)
@@ -68,6 +85,11 @@ def read_books(ledger: Path, database: Path) -> Books:
         orders=orders,
         stock=dict(stock),
         executions=read_executions(database),
+        claims=read(database, "SELECT number, photo FROM orders_claim"),
+        photos={
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in photos.glob("*")
+        },
+        letters=[address for (address,) in read(database, "SELECT address FROM orders_letter")],
     )
 
 
@@ -87,31 +109,31 @@ def read(path: Path, query: str) -> list[Any]:
 
 
 def prove(
-    orders: Sequence[Mapping[str, Any]],
-    prices: Mapping[str, int],
-    shelves: Mapping[str, int],
-    answers: Mapping[str, set[str]],
-    books: Books,
+    wanted: Wanted, answers: Mapping[str, set[str]], books: Books, *, letters_may_double: bool
 ) -> list[Check]:
     """
-    Compare the books with what was ordered.
+    Compare the books with what was wanted.
 
     Args:
-        orders: The orders that were sent.
-        prices: Cents for each product.
-        shelves: How many of each product there were at the start.
-        answers: The digests of all answers that each order got.
-        books: What the two databases hold now.
+        wanted: The orders, claims and sign-ups that were sent.
+        answers: The digests of all answers that each order and each claim got.
+        books: What is written in the files now.
+        letters_may_double: Whether sign-ups had to run unprotected, or a worker was killed.
 
     Returns:
         One check for each thing that could be wrong, in the order of a bookkeeper.
     """
-    due = {str(order["number"]): order["quantity"] * prices[order["product"]] for order in orders}
+    due = {
+        str(order["number"]): order["quantity"] * wanted.prices[order["product"]]
+        for order in wanted.orders
+    }
     return [
         *check_charges(due, books),
         check_orders(due, books),
-        check_stock(orders, shelves, books),
-        check_answers(due, answers),
+        check_stock(wanted.orders, wanted.shelves, books),
+        check_claims(wanted.claims, books),
+        check_answers([*due, *wanted.claims], answers),
+        check_letters(wanted.sign_ups, books, may_double=letters_may_double),
     ]
 
 
@@ -189,9 +211,29 @@ def check_stock(
     )
 
 
-def check_answers(due: Mapping[str, int], answers: Mapping[str, set[str]]) -> Check:
+def check_claims(claims: Mapping[str, str], books: Books) -> Check:
     """
-    Every order was answered, and all answers to one order are the same, byte for byte.
+    Every claim is written once, and its photo is there once and whole.
+    """
+    times = Counter(number for number, _ in books.claims)
+    culprits = [f"{number} × {times[number]}" for number in claims if times[number] != 1]
+    culprits += [
+        f"{number} has another photo"
+        for number, name in books.claims
+        if books.photos.get(name) != claims.get(number)
+    ]
+    stray = set(books.photos) - {name for _, name in books.claims}
+    culprits += [f"{len(stray)} photos that belong to no claim"] if stray else []
+    return Check(
+        claim="One photo for each claim",
+        found=f"{count_of(books.photos, 'photo')} for {count_of(claims, 'claim')}",
+        culprits=culprits,
+    )
+
+
+def check_answers(due: Sequence[str], answers: Mapping[str, set[str]]) -> Check:
+    """
+    Everything was answered, and all answers to one key are the same, byte for byte.
     """
     culprits = [f"{number}: no answer" for number in due if number not in answers]
     culprits += [
@@ -201,9 +243,31 @@ def check_answers(due: Mapping[str, int], answers: Mapping[str, set[str]]) -> Ch
     ]
     return Check(
         claim="Retries got the first answer",
-        found=f"{len(answers)} of {len(due)} answered",
+        found=f"{len(answers)} of {len(due)} orders and claims answered",
         culprits=culprits,
     )
+
+
+def check_letters(sign_ups: Sequence[str], books: Books, *, may_double: bool) -> Check:
+    """
+    Every subscriber was sent a letter; a second one is for want of protection alone.
+    """
+    times = Counter(books.letters)
+    culprits = [f"{address}: no letter" for address in sign_ups if not times[address]]
+    if not may_double:
+        culprits += [f"{address} × {count}" for address, count in times.items() if count > 1]
+    return Check(
+        claim="No sign-up lost",
+        found=f"{count_of(books.letters, 'letter')} for {count_of(sign_ups, 'sign-up')}",
+        culprits=culprits,
+    )
+
+
+def count_of(things: Sized, name: str) -> str:
+    """
+    Write a count for people.
+    """
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def euros(cents: int) -> str:
