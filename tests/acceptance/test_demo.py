@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -335,9 +336,9 @@ def test_shop_has_a_migration_for_each_change_of_its_models(tmp_path: Path) -> N
 
 
 @contextlib.contextmanager
-def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def demo(folder: Path, *arguments: str, shop: Path = SHOP) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, str(SHOP / "demo.py"), *arguments],
+        [sys.executable, str(shop / "demo.py"), *arguments],
         env={**os.environ, "TMPDIR": str(folder), "COLUMNS": "100", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -350,8 +351,8 @@ def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.terminate()  # it cleans up after itself, and is waited for
 
 
-def run_demo(folder: Path, *arguments: str) -> tuple[int, str]:
-    with demo(folder, "--orders", "12", "--attempts", "3", *arguments) as process:
+def run_demo(folder: Path, *arguments: str, shop: Path = SHOP) -> tuple[int, str]:
+    with demo(folder, "--orders", "12", "--attempts", "3", *arguments, shop=shop) as process:
         output, _ = process.communicate(timeout=LIMIT)
         return process.returncode, output
 
@@ -376,40 +377,49 @@ def assert_nothing_is_left(folder: Path, output: str) -> None:
             socket.create_connection(("127.0.0.1", int(port)), timeout=5)
 
 
+@pytest.fixture(scope="module")
+def output_over_redis(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("demo")
+    status, output = run_demo(folder, "--workers", "2")
+    assert status == 0, output
+    assert_nothing_is_left(folder, output)
+    return output
+
+
 @pytest.mark.slow
 @pytest.mark.redis
 @needs_server
 @needs_redis
-def test_demo_charges_once_over_redis_while_a_worker_is_killed(tmp_path: Path) -> None:
+def test_demo_charges_once_over_redis_while_a_worker_is_killed(output_over_redis: str) -> None:
     """
     Several processes, one of them killed after a charge: every order happens once.
     """
-    status, output = run_demo(tmp_path, "--workers", "2")
-    assert status == 0, output
-    assert "Every order happened exactly once." in output
-    assert "was killed with signal 9" in output
-    assert "12 charges for 12 orders" in output
-    assert "1 photo for 1 claim" in output
-    assert_questions_are_answered(output)
-    assert_nothing_is_left(tmp_path, output)
+    assert "Every order happened exactly once." in output_over_redis
+    assert "was killed with signal 9" in output_over_redis
+    assert "12 charges for 12 orders" in output_over_redis
+    assert "1 photo for 1 claim" in output_over_redis
+    assert_questions_are_answered(output_over_redis)
 
 
 @pytest.mark.slow
 @pytest.mark.redis
 @needs_server
 @needs_redis
-def test_demo_answers_everybody_over_an_outage_of_redis(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"Redis froze after .* s, crashed .* s later, and was back",
+        r" [1-9]\d* +turned away +orders and claims",
+        r" [1-9]\d* +ran unprotected +sign-ups",
+        r"\d s +the longest request +STORAGE_TIMEOUT is 1 s",
+        r" 0 +without an answer",
+    ],
+)
+def test_demo_answers_everybody_over_an_outage_of_redis(output_over_redis: str, line: str) -> None:
     """
     While Redis is away orders are refused and sign-ups run unprotected; then all are answered.
     """
-    status, output = run_demo(tmp_path, "--workers", "2", "--seed", "3")
-    assert status == 0, output
-    assert re.search(r"Redis froze after .* s, crashed .* s later, and was back", output)
-    assert re.search(r"[1-9]\d* +turned away +orders and claims", output)
-    assert re.search(r"[1-9]\d* +ran unprotected +sign-ups", output)
-    assert re.search(r"\d s +the longest request +STORAGE_TIMEOUT is 1 s", output)
-    assert re.search(r" 0 +without an answer", output)
-    assert_nothing_is_left(tmp_path, output)
+    assert re.search(line, output_over_redis), output_over_redis
 
 
 @pytest.mark.slow
@@ -475,6 +485,31 @@ def test_demo_charges_once_over_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_server
+def test_demo_fails_where_a_question_is_answered_wrongly(tmp_path: Path) -> None:
+    """
+    A partners' view that has forgotten its permissions is found out by its stored answer.
+    """
+    shop = tmp_path / "shop"
+    shutil.copytree(SHOP, shop, ignore=shutil.ignore_patterns("__pycache__"))
+    view = shop / "orders" / "partners.py"
+    text = view.read_text()
+    careless = text.replace(
+        "permission_classes = (DjangoModelPermissions,)", "permission_classes = ()"
+    )
+    assert careless != text
+    view.write_text(careless)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    status, output = run_demo(folder, "--memory", shop=shop)
+    assert status == 1, output
+    assert "✘  A partner shut out" in output
+    assert "201 (replays)" in output
+    assert "the shop answered a question wrongly" in output
+    assert_nothing_is_left(folder, output)
+
+
+@pytest.mark.slow
+@needs_server
 def test_demo_fails_without_the_library(tmp_path: Path) -> None:
     """
     The same storm without the library charges twice, and the proof says so.
@@ -487,7 +522,49 @@ def test_demo_fails_without_the_library(tmp_path: Path) -> None:
     assert_nothing_is_left(tmp_path, output)
 
 
+@pytest.mark.slow
+@pytest.mark.redis
+@needs_server
+@needs_redis
+def test_serve_answers_as_promised_while_its_storage_is_frozen(tmp_path: Path) -> None:
+    """
+    The printed signal leaves an order with 503 and a sign-up unprotected; Ctrl-C works then, too.
+    """
+    with demo(tmp_path, "serve", "--workers", "1") as process:
+        output = read_what_to_try(process)
+        stop, go_on = re.findall(r"^kill -(STOP|CONT) (\d+)$", output, re.MULTILINE)
+        assert (stop[0], go_on[0]) == ("STOP", "CONT")
+        assert stop[1] == go_on[1]
+        lines = [line for line in output.splitlines() if line.startswith("curl")]
+        os.kill(int(stop[1]), signal.SIGSTOP)
+        status, headers, _ = send_curl(lines[0])
+        assert status == 503
+        assert headers["Retry-After"] == "1"
+        status, headers, _ = send_curl(lines[-1])
+        assert status == 201
+        assert headers["X-Idempotency-Status"] == "unprotected"
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, rest
+    assert_nothing_is_left(tmp_path, output)
+
+
+def read_what_to_try(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    return "".join(lines)
+
+
 def curl(command: str) -> tuple[int, bool, bytes]:
+    status, headers, body = send_curl(command)
+    return status, "Idempotent-Replayed" in headers, body
+
+
+def send_curl(command: str) -> tuple[int, Mapping[str, str], bytes]:
     # What curl does with such a line, so that nobody needs it to test.
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
@@ -496,7 +573,7 @@ def curl(command: str) -> tuple[int, bool, bytes]:
     parser.add_argument("-F", action="append")
     parser.add_argument("-d")
     line, _, echo = command.rpartition("; ")
-    assert echo == "echo\n"
+    assert echo == "echo"
     options = parser.parse_args(shlex.split(line)[1:])
     headers = dict(header.split(": ", 1) for header in options.H)
     body = options.d.encode() if options.d is not None else form(options.F, headers)
@@ -506,7 +583,7 @@ def curl(command: str) -> tuple[int, bool, bytes]:
     except urllib.error.HTTPError as error:
         answer = error
     with answer:
-        return answer.status, "Idempotent-Replayed" in answer.headers, answer.read()
+        return answer.status, answer.headers, answer.read()
 
 
 def form(fields: list[str], headers: dict[str, str]) -> bytes:
@@ -530,14 +607,8 @@ def test_serve_answers_as_its_curl_lines_promise_until_ctrl_c(tmp_path: Path) ->
     Each printed request gets what is said above it; Ctrl-C leaves nothing behind.
     """
     with demo(tmp_path, "serve", "--memory") as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "Ctrl-C" in line:
-                break
-        output = "".join(lines)
-        answers = [curl(line) for line in lines if line.startswith("curl")]
+        output = read_what_to_try(process)
+        answers = [curl(line) for line in output.splitlines() if line.startswith("curl")]
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=LIMIT)
     assert [(status, replayed) for status, replayed, _ in answers] == [

@@ -20,7 +20,7 @@ def answer_claim(request: HttpRequest, *, token: str) -> HttpResponse:
     number, photo = request.POST.get("number", ""), request.FILES.get("photo")
     if not 0 < len(number) <= 40 or not number.isprintable():
         return refuse(400, "'number' is a printable text of 1 to 40 characters.")
-    if photo is None or photo.size is None or photo.size > MAX_PHOTO:
+    if photo is None or photo.size > MAX_PHOTO:
         return refuse(400, "'photo' is a file of at most 10 MB.")
     # The file first, so that no claim names a file that is not there, and under a name that
     # only this claim has: a worker that dies here leaves a file that the next run replaces.

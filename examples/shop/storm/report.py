@@ -73,10 +73,10 @@ def show_events(
     Print what went wrong on purpose, besides the gateway.
     """
     console.print(f"  The storm is over after {time.monotonic() - began:.1f} s.")
-    if saboteur is not None:
-        console.print(f"  {saboteur.story()}")
     if outage is not None:
         console.print(f"  {outage.story(began)}")
+    if saboteur is not None:
+        console.print(f"  {saboteur.story()}")
 
 
 def show_tally(
@@ -90,6 +90,7 @@ def show_tally(
     kinds = tally.kinds
     prevented = max(0, tally.attempts - executions - kinds[CUT_OFF] - kinds[TURNED_AWAY])
     refusal = next(iter(sorted(tally.refusals)), "")
+    console.print()
     table = new_table()
     for count, name, note in (
         (len(wanted.orders), "orders", "what the customers wanted"),
@@ -190,7 +191,7 @@ def show_latency(console: Console, tally: Tally) -> None:
 
 
 def show_outage(
-    console: Console, tallies: Mapping[str, Tally], outage: Outage, *, open_at_the_end: int
+    console: Console, tallies: Mapping[str, Tally], outage: Outage, *, unanswered: int
 ) -> None:
     """
     Print what the outage of the storage did to customers.
@@ -210,19 +211,19 @@ def show_outage(
             "the longest request",
             f"STORAGE_TIMEOUT is {timeout} s for each call",
         ),
-        (f"{open_at_the_end:,}", "without an answer", "whoever was turned away came back"),
+        (f"{unanswered:,}", "without an answer", "whoever was turned away came back"),
     ):
         table.add_row(count, name, note)
     console.print(table)
     console.print()
 
 
-def show_answers(console: Console, answers: Sequence[Check]) -> None:
+def show_questions(console: Console, questions: Sequence[Check]) -> None:
     """
     Print what the shop was asked after the storm.
     """
     console.rule("[bold]Asked after the storm, about keys that have their answer", align="left")
-    show_checks(console, answers)
+    show_checks(console, questions)
 
 
 def show_proof(console: Console, checks: Sequence[Check]) -> None:
@@ -255,16 +256,16 @@ def show_checks(console: Console, checks: Sequence[Check]) -> None:
 
 
 def show_verdict(
-    console: Console, checks: Sequence[Check], answers: Sequence[Check], *, in_time: bool
+    console: Console, proof: Sequence[Check], questions: Sequence[Check], *, in_time: bool
 ) -> None:
     """
     Print the last line.
     """
     if not in_time:
         line = "[bold red]The time was up before every order had its answer."
-    elif not all(check.holds for check in checks):
+    elif not all(check.holds for check in proof):
         line = "[bold red]Not every order happened exactly once."
-    elif not all(check.holds for check in answers):
+    elif not all(check.holds for check in questions):
         line = "[bold red]Every order happened once, but the shop answered a question wrongly."
     else:
         line = "[bold green]Every order happened exactly once."

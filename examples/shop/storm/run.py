@@ -28,7 +28,7 @@ from storm.errands import (
     sign_up_errands,
 )
 from storm.processes import HERE, Stack, find_redis_server
-from storm.proof import Wanted, prove, read_books
+from storm.proof import Check, Wanted, prove, read_books
 from storm.questions import Questions
 from storm.serve import receive_visitors
 from storm.trouble import Outage, Saboteur
@@ -87,38 +87,46 @@ def run_demo(console: Console, stack: Stack, options: Options) -> bool:
         threads=CUSTOMERS,
         seed=options.seed,
     )
-    has_redis = opened.redis_url is not None
-    orders = [errand for errand in errands if errand.kind == ORDER]
-    saboteur = Saboteur(stack, orders[len(orders) // 2].number) if has_redis else None
-    outage = None
-    if has_redis and options.is_protected:
-        outage = Outage(stack, begins_at=int(storm.sendings * OUTAGE_AT))
+    saboteur, outage = prepare_trouble(stack, storm, wanted, opened, options)
     began = time.monotonic()
     in_time = rain(console, storm, saboteur, outage, options.deadline)
     report.show_events(console, began, saboteur, outage)
-    answers = []
+    questions: list[Check] = []
     if in_time and options.is_protected:
         with console.status("asking"):
-            answers = Questions(stack, opened.tokens, errands).ask_all()
+            questions = Questions(stack, opened.tokens, errands).ask_all()
     # The answers that nobody waits for are still being made: end the shop, then read.
     stack.stop()
     books = read_books(stack.ledger, stack.database, stack.photos)
     tallies = storm.tallies()
-    console.print()
-    report.show_tally(console, tallies, books, wanted)
-    if outage is not None:
-        report.show_outage(console, tallies, outage, open_at_the_end=storm.sendings - storm.done())
-    if answers:
-        report.show_answers(console, answers)
-    checks = prove(
+    proof = prove(
         wanted,
         tallies[ORDER].answers | tallies[CLAIM].answers,
         books,
-        letters_may_double=has_redis and options.is_protected,
+        letters_may_double=outage is not None,
     )
-    report.show_proof(console, checks)
-    report.show_verdict(console, checks, answers, in_time=in_time)
-    return in_time and all(check.holds for check in (*checks, *answers))
+    report.show_tally(console, tallies, books, wanted)
+    if outage is not None:
+        report.show_outage(console, tallies, outage, unanswered=storm.sendings - storm.done())
+    if questions:
+        report.show_questions(console, questions)
+    report.show_proof(console, proof)
+    report.show_verdict(console, proof, questions, in_time=in_time)
+    return in_time and all(check.holds for check in (*proof, *questions))
+
+
+def prepare_trouble(
+    stack: Stack, storm: Storm, wanted: Wanted, opened: Opened, options: Options
+) -> tuple[Saboteur | None, Outage | None]:
+    """
+    Return who kills a worker and who takes the storage away, where the keys outlive that.
+    """
+    if opened.redis_url is None:
+        return None, None
+    saboteur = Saboteur(stack, wanted.orders[len(wanted.orders) // 2]["number"])
+    if not options.is_protected:
+        return saboteur, None
+    return saboteur, Outage(stack, begins_at=max(1, int(storm.sendings * OUTAGE_AT)))
 
 
 def show_setting(console: Console, stack: Stack, options: Options, opened: Opened) -> None:
@@ -143,7 +151,7 @@ def show_setting(console: Console, stack: Stack, options: Options, opened: Opene
     console.print(
         f"  Storm     {options.orders} orders, each sent {options.attempts} times,"
         f" {CUSTOMERS} customers at once;\n"
-        "            a third of the orders come from two partners, by token"
+        "            a third by partners with tokens; uploads and sign-ups in between"
     )
     console.print()
 
