@@ -6,7 +6,7 @@ Run the shop, send it a storm of retried orders, and prove that each happened on
     python examples/shop/demo.py serve           leave the shop open, with curl to try
 
 The exit status is 0 if every order happened exactly once, 1 if one was charged twice or
-lost, and 2 if the demo could not run.
+lost or something else was found to be wrong, and 2 if the demo could not run.
 """
 
 from __future__ import annotations

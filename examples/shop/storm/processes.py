@@ -204,8 +204,8 @@ class Stack:
         try:
             redis.wait_until(lambda: answers_ping(self._redis_port))
         except StartError:
-            self._children.remove(redis)
             redis.stop()
+            self._children.remove(redis)
             raise
 
     def start_gateway(self, *, seed: int, latency: float, trouble: Mapping[str, float]) -> None:
