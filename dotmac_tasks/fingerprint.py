@@ -23,6 +23,7 @@ from dotmac_tasks.keys import canonical_json
 
 __all__ = [
     "FINGERPRINT_VERSION",
+    "DigestingStream",
     "FilePart",
     "Readable",
     "Rewindable",
@@ -257,6 +258,66 @@ class Spool:
             self.file.write(chunk)
             done += len(chunk)
         return done, digester.digest()
+
+
+class DigestingStream:
+    """
+    A request body that is digested while somebody else reads it; nothing of it is kept.
+
+    Belongs to the thread that handles the request. Whoever reads only a part leaves the rest
+    unread, and the digest is that of the part.
+
+    Args:
+        stream: Where the body comes from.
+        content_type: The value of the Content-Type header; empty if there is none.
+        ignored_fields: Names of form fields that do not count.
+
+    Attributes:
+        stream: Where the body comes from.
+        length: How many bytes were read by now.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], content_type: str, *, ignored_fields: Collection[str] = frozenset()
+    ) -> None:
+        self.stream = stream
+        self.length = 0
+        self._digester = _Digester(content_type, ignored_fields)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """
+        Read at most so many bytes; all of them without a size.
+        """
+        return self._note(self.stream.read(size))
+
+    def readline(self, size: int = -1, /) -> bytes:
+        """
+        Read a line, or at most so many bytes of it.
+        """
+        return self._note(self.stream.readline(size))
+
+    def seekable(self) -> bool:
+        """
+        Tell that there is no way back.
+        """
+        return False
+
+    def close(self) -> None:
+        """
+        Close the stream.
+        """
+        self.stream.close()
+
+    def digest(self) -> bytes:
+        """
+        Return what `body_digest` returns for the bytes that were read by now.
+        """
+        return self._digester.digest()
+
+    def _note(self, chunk: bytes) -> bytes:
+        self._digester.update(chunk)
+        self.length += len(chunk)
+        return chunk
 
 
 class _ContentType(NamedTuple):

@@ -14,11 +14,18 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.utils.datastructures import ImmutableList
 
-from dotmac_tasks.fingerprint import FilePart, Spool, body_digest, parts_digest, stream_digest
+from dotmac_tasks.fingerprint import (
+    DigestingStream,
+    FilePart,
+    Spool,
+    body_digest,
+    parts_digest,
+    stream_digest,
+)
 from dotmac_tasks.http import IncompleteBodyError
 from dotmac_tasks_django.conf import get_setting
 
-__all__ = ["call_on_close", "request_body_digest"]
+__all__ = ["call_on_close", "digest_while_read", "request_body_digest"]
 
 # Django masks it anew for every page, so that a form that is sent again has another one.
 _IGNORED: Final = frozenset({"csrfmiddlewaretoken"})
@@ -41,14 +48,41 @@ def request_body_digest(request: HttpRequest) -> bytes:
     """
     content_type: str = request.META.get("CONTENT_TYPE", "")
     if not hasattr(request, "_body"):
-        if cast(_BodyState, request)._read_started:  # noqa: SLF001 - no public way
+        stream, is_read = _get_stream(request)
+        if isinstance(stream, DigestingStream):
+            if is_read:
+                return _digest_of_read(request, stream)
+            stream = stream.stream
+            _set_stream(request, stream)
+        if is_read and not stream.seekable():
             return _parsed_digest(request)
         length = _declared_length(request)
-        if not _fits_memory(request, length):
+        if is_read or not _fits_memory(request, length):
             return _spooled_digest(request, content_type)
         if len(request.body) < length:
             raise IncompleteBodyError
     return body_digest(content_type, request.body, ignored_fields=_IGNORED)
+
+
+def digest_while_read(request: HttpRequest) -> None:
+    """
+    Have the body digested while it is read, since its digest is asked for only later.
+
+    Not needed where something has read it already, or where it can be read again.
+    """
+    stream, is_read = _get_stream(request)
+    if not is_read and not stream.seekable():
+        content_type: str = request.META.get("CONTENT_TYPE", "")
+        _set_stream(request, DigestingStream(stream, content_type, ignored_fields=_IGNORED))
+
+
+def _get_stream(request: HttpRequest) -> tuple[Any, bool]:
+    state = cast(_BodyState, request)
+    return state._stream, state._read_started  # noqa: SLF001 - no public way
+
+
+def _set_stream(request: HttpRequest, stream: Any) -> None:
+    cast(_BodyState, request)._stream = stream  # noqa: SLF001 - no public way
 
 
 def _declared_length(request: HttpRequest) -> int:
@@ -68,21 +102,32 @@ def _fits_memory(request: HttpRequest, length: int) -> bool:
 
 
 def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
-    state = cast(_BodyState, request)
-    stream = state._stream  # noqa: SLF001 - no public way
+    stream, _ = _get_stream(request)
     if stream.seekable():
-        # Under ASGI Django has spooled it already.
+        # Under ASGI Django has spooled it already; who reads it now goes on from there.
+        place = stream.tell()
+        stream.seek(0)
         digest = stream_digest(content_type, stream, ignored_fields=_IGNORED)
         length = stream.tell()
-        stream.seek(0)
+        stream.seek(place)
     else:
         spool = Spool(stream, None, content_type, ignored_fields=_IGNORED)
         call_on_close(request, spool.close)
-        state._stream = spool.file  # noqa: SLF001 - no public way
+        _set_stream(request, spool.file)
         digest, length = spool.digest, spool.length
     if length < _declared_length(request):
         raise IncompleteBodyError
     return digest
+
+
+def _digest_of_read(request: HttpRequest, stream: DigestingStream) -> bytes:
+    # Who has read a part of it may still want the rest.
+    rest = Spool(stream, None, "")
+    call_on_close(request, rest.close)
+    _set_stream(request, rest.file)
+    if stream.length < _declared_length(request):
+        raise IncompleteBodyError
+    return stream.digest()
 
 
 def _parsed_digest(request: HttpRequest) -> bytes:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from functools import partial, wraps
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from django.db import connections, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from dotmac_tasks.config import InProgressAnswer, StorageErrorPolicy
@@ -31,17 +31,25 @@ from dotmac_tasks_django.protection import (
     begin,
     end,
     end_with_error,
+    find_inner_view,
     find_method_options,
     find_options,
+    find_run,
     is_decided,
-    is_left_to_view,
     set_options,
     take_answer,
+)
+from dotmac_tasks_django.rest_views import (
+    begin_behind_checks,
+    end_with_view,
+    find_view,
+    find_view_class,
+    is_left_to_view,
+    leave_to_view,
 )
 
 __all__ = ["idempotency_exempt", "idempotent"]
 
-_FindOptions: TypeAlias = Callable[[tuple[Any, ...], HttpRequest], ViewOptions | Exempt | None]
 _ViewT = TypeVar("_ViewT", bound=Callable[..., Any])
 
 
@@ -117,7 +125,7 @@ def _decorate(view: Any, options: ViewOptions | Exempt) -> Any:
             raise _refused(view, "is no class of synchronous views")
         if "dispatch" in vars(view):  # what a base class says may be said anew
             _check_view(dispatch)
-        view.dispatch = _wrap(dispatch, options, _find_of_method)  # type: ignore[attr-defined]
+        view.dispatch = _wrap(dispatch, options)  # type: ignore[attr-defined]
         return view
     _check_view(view)
     return _wrap(view, options)
@@ -134,79 +142,126 @@ def _check_view(view: Any) -> None:
         raise _refused(view, "is decorated already; keep one of the two")
 
 
-def _find_of_method(args: tuple[Any, ...], request: HttpRequest) -> ViewOptions | Exempt | None:
-    # On `dispatch` of a class: what stands on the method that it is going to call.
-    view = args[0]
-    return find_method_options(view, request.method or "", getattr(view, "action_map", None))
-
-
-def _find_nothing(args: tuple[Any, ...], request: HttpRequest) -> None:
-    # A function or a method stands for itself.
-    return None
-
-
 def _refused(view: Any, reason: str) -> ConfigurationError:
     return ConfigurationError("view", f"{getattr(view, '__qualname__', view)!r} {reason}")
 
 
-def _wrap(
-    view: Callable[..., Any],
-    options: ViewOptions | Exempt,
-    find_own_options: _FindOptions = _find_nothing,
-) -> Callable[..., Any]:
+def _wrap(view: Callable[..., Any], options: ViewOptions | Exempt) -> Callable[..., Any]:
     @wraps(view)
     def protected(*args: Any, **kwargs: Any) -> Any:
-        request = _find_request(args)
+        given, request = _find_request(args)
         answer = take_answer(request)
         if answer is not None:
             return answer
         # The middleware, or a decorated view around this one, has seen to it.
         if is_decided(request):
             return view(*args, **kwargs)
-        decision = begin(request, kwargs, find_own_options(args, request) or options)
-        if decision is None:
-            return view(*args, **kwargs)
-        if not isinstance(decision, Run):
-            return decision
-        if is_left_to_view(request):
-            return view(*args, **kwargs)
-        return _run_view(decision, request, lambda: view(*args, **kwargs))
+        call = partial(view, *args, **kwargs)
+        if given is not request:
+            return _call_behind_checks(call, given, request, kwargs, options)
+        instance = _find_instance(view, args)
+        own_options = find_method_options(
+            instance, request.method or "", getattr(instance, "action_map", None)
+        )
+        view_class = find_view_class(view, instance)
+        return _call_whole_view(call, request, kwargs, own_options or options, view_class)
 
     set_options(protected, options)
     return protected
 
 
-def _find_request(args: tuple[Any, ...]) -> HttpRequest:
-    # A function gets it first, a method second; the REST framework wraps it.
-    for candidate in args[:2]:
+def _find_request(args: tuple[Any, ...]) -> tuple[Any, HttpRequest]:
+    """
+    Return the view's request, and Django's, which that of the REST framework wraps.
+    """
+    for candidate in args[:2]:  # a function gets it first, a method second
         request = getattr(candidate, "_request", candidate)
         if isinstance(request, HttpRequest):
-            return request
+            return candidate, request
     raise TypeError("A decorated view was called without a request as its first argument.")
 
 
-def _run_view(
-    run: Run, request: HttpRequest, call: Callable[[], HttpResponseBase]
+def _find_instance(view: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """
+    Return the class-based view whose method is decorated; anything else for a function.
+    """
+    return getattr(find_inner_view(view), "__self__", args[0])
+
+
+def _call_whole_view(
+    call: Callable[[], HttpResponseBase],
+    request: HttpRequest,
+    view_kwargs: dict[str, Any],
+    options: ViewOptions | Exempt,
+    view_class: Any,
 ) -> HttpResponseBase:
+    if is_left_to_view(request):
+        return call()
+    if not leave_to_view(request, view_class, options):
+        decision = begin(request, view_kwargs, options)
+        if isinstance(decision, HttpResponse):
+            return decision
+    return _run_view(call, request)
+
+
+def _call_behind_checks(
+    call: Callable[[], HttpResponseBase],
+    given: Any,
+    request: HttpRequest,
+    view_kwargs: dict[str, Any],
+    options: ViewOptions | Exempt,
+) -> HttpResponseBase:
+    # Who has left the claim ends the run.
+    is_left = is_left_to_view(request)
+    decision = begin_behind_checks(given, view_kwargs, options)
+    if isinstance(decision, HttpResponse):
+        return decision
+    if decision is None or is_left:
+        return call()
+    run, view = decision, find_view(given)
+    if view is None:
+        return _run_view(call, request)
+    end_with_view(view, run, lambda response: _end_with_response(run, request, response))
+    try:
+        return call()
+    except Exception:
+        raise  # the view makes a response of it, which ends the run
+    except BaseException:
+        run.abandon()
+        raise
+
+
+def _run_view(call: Callable[[], HttpResponseBase], request: HttpRequest) -> HttpResponseBase:
     try:
         response = call()
     except BaseException as error:
-        end_with_error(run, error)
+        run = find_run(request)
+        if run is not None:
+            end_with_error(run, error)
         raise
+    run = find_run(request)
+    if run is not None:
+        _end_with_response(run, request, response)
+    return response
+
+
+def _end_with_response(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
     if getattr(response, "is_rendered", True):
         _after_commit(lambda: end(run, request, response), request, run)
     else:
         _end_when_rendered(run, request, response)
-    return response
 
 
 def _after_commit(record: Callable[[], None], request: HttpRequest, run: Run) -> None:
     # ATOMIC_REQUESTS puts its transaction around the decorator. What has not been
     # committed is not an outcome: it is recorded behind the commit, or given back.
+    # One that is going to be rolled back has an outcome without effects.
     atomic = [
         connection.alias
         for connection in connections.all(initialized_only=True)
-        if connection.settings_dict["ATOMIC_REQUESTS"] and connection.in_atomic_block
+        if connection.settings_dict["ATOMIC_REQUESTS"]
+        and connection.in_atomic_block
+        and not connection.needs_rollback
     ]
     if not atomic:
         record()

@@ -17,8 +17,8 @@ from dotmac_tasks_django.protection import (
     find_options,
     find_run,
     hold_answer,
-    leave_to_view,
 )
+from dotmac_tasks_django.rest_views import find_view_class, leave_to_view
 from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
 
 __all__ = ["BackgroundOperationsMiddleware"]
@@ -76,7 +76,7 @@ class BackgroundOperationsMiddleware:
         if find_run(request) is not None:
             return None
         options = find_options(view_func, request.method or "")
-        if leave_to_view(request, view_func, options):
+        if leave_to_view(request, find_view_class(view_func), options):
             return None
         decision = begin(request, view_kwargs, options)
         if not isinstance(decision, HttpResponse):

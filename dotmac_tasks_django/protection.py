@@ -25,13 +25,14 @@ __all__ = [
     "begin",
     "end",
     "end_with_error",
+    "find_inner_view",
     "find_method_options",
     "find_options",
     "find_run",
+    "has_key",
     "hold_answer",
+    "is_concerned",
     "is_decided",
-    "is_left_to_view",
-    "leave_to_view",
     "set_options",
     "take_answer",
 ]
@@ -51,7 +52,6 @@ _RUN = "dotmac_tasks_run"
 _STORE = STORE_HEADER.lower()
 _IS_EXEMPT = "dotmac_tasks_exempt"
 _ANSWER = "dotmac_tasks_answer"
-_LEFT_TO_VIEW = "dotmac_tasks_left_to_view"
 # Where `api_view` makes a class whose methods hide the function that it decorates.
 _API_VIEW = "rest_framework.decorators"
 
@@ -67,7 +67,7 @@ def find_options(view: Any, method: str = "") -> ViewOptions | Exempt | None:
     """
     Return what was attached to a view; for a class, its method's come first.
     """
-    view = _find_inner_view(view)
+    view = find_inner_view(view)
     # `view_class` is Django's, `cls` and `actions` are the REST framework's.
     owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
     if owner is not None:
@@ -90,35 +90,32 @@ def find_method_options(
     return getattr(handler, _OPTIONS, None)
 
 
-def _find_inner_view(view: Any) -> Any:
+def find_inner_view(view: Any) -> Any:
+    """
+    Return a view without the arguments that were filled in.
+    """
     while isinstance(view, partial):
         view = view.func
     return view
 
 
-def leave_to_view(request: HttpRequest, view: Any, options: ViewOptions | Exempt | None) -> bool:
+def has_key(request: HttpRequest) -> bool:
     """
-    Leave the claim of a request to the decorator on a method of the REST framework.
-
-    Only there it is known who is asking: the framework authenticates inside the view. Ending
-    the run stays with the middleware.
+    Tell whether a request carries a key, whatever it is.
     """
-    view = _find_inner_view(view)
-    left = (
-        isinstance(options, ViewOptions)
-        and hasattr(getattr(view, "cls", None), "perform_authentication")
-        and current_adapter().key_name in request.META
-    )
-    if left:
-        setattr(request, _LEFT_TO_VIEW, True)
-    return left
+    return current_adapter().key_name in request.META
 
 
-def is_left_to_view(request: HttpRequest) -> bool:
+def is_concerned(request: HttpRequest, options: ViewOptions | Exempt | None) -> bool:
     """
-    Tell whether the view's decorator claims, and the middleware ends what it began.
+    Tell whether `begin` would look at a request at all.
     """
-    return hasattr(request, _LEFT_TO_VIEW)
+    if isinstance(options, Exempt):
+        return False
+    adapter = current_adapter()
+    if options is None and not adapter.requires_key and adapter.key_name not in request.META:
+        return False  # most requests of all, so nothing else is looked at
+    return adapter.http.covers(request.method or "", request.path)
 
 
 def find_run(request: Any) -> Run | None:
@@ -147,11 +144,9 @@ def begin(
     if isinstance(options, Exempt):
         setattr(request, _IS_EXEMPT, True)
         return None
-    adapter = current_adapter()
-    if options is None and not adapter.requires_key and adapter.key_name not in request.META:
-        return None  # most requests of all, so nothing else is looked at
-    if not adapter.http.covers(request.method or "", request.path):
+    if not is_concerned(request, options):
         return None
+    adapter = current_adapter()
     decision = adapter.http.begin(DjangoRequest(adapter, request, view_kwargs), options)
     if isinstance(decision, Answer):
         return _to_response(decision)

@@ -17,7 +17,8 @@ from asgiref.sync import AsyncToSync, async_to_sync
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from dotmac_tasks_django.protection import find_run, is_left_to_view
+from dotmac_tasks_django.protection import find_run
+from dotmac_tasks_django.rest_views import is_left_to_view
 
 __all__ = ["shield_from_disconnect", "was_cancelled_before_view"]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
-from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory, override_settings
 from django.utils.decorators import method_decorator
@@ -15,35 +14,18 @@ from django.views import View
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.http import ViewOptions
 from dotmac_tasks.models import OperationStatus
-from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks_django import get_manager, idempotency_exempt, idempotent
 from dotmac_tasks_django.decorators import _Options
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.protection import EXEMPT, find_options
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import count_call, get_calls
+from support.django_project.records import get_statuses
 from support.django_project.settings import MIDDLEWARE
 from support.django_project.views import PayView, RequiredView
 
 KEY = {"Idempotency-Key": "key-1"}
 JSON = "application/json"
-
-
-def get_statuses() -> list[OperationStatus]:
-    storage = get_manager().storage
-    assert isinstance(storage, MemoryStorage)
-    found = [storage.find_operation(key) for key in list(storage._operations)]
-    return [record.status for record in found if record is not None]
-
-
-@pytest.fixture(params=["middleware", "decorator"])
-def either(request: pytest.FixtureRequest) -> Iterator[str]:
-    """
-    The project with the middleware, and without it.
-    """
-    installed = MIDDLEWARE if request.param == "middleware" else MIDDLEWARE[:-1]
-    with override_settings(MIDDLEWARE=installed):
-        yield request.param
 
 
 @pytest.fixture
@@ -369,24 +351,9 @@ class TestAlone:
         assert get_statuses() == []
 
 
-@pytest.mark.usefixtures("_alone")
+@pytest.mark.usefixtures("_alone", "_atomic_requests")
 @pytest.mark.django_db(transaction=True)
 class TestAloneInTransactions:
-    @pytest.fixture(autouse=True)
-    def _tables(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        with connection.cursor() as cursor:
-            cursor.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
-            cursor.execute("INSERT INTO parent VALUES (1)")
-            cursor.execute(
-                "CREATE TABLE child (parent INTEGER REFERENCES parent (id) "
-                "DEFERRABLE INITIALLY DEFERRED)"
-            )
-        monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-        yield
-        with connection.cursor() as cursor:
-            cursor.execute("DROP TABLE child")
-            cursor.execute("DROP TABLE parent")
-
     def test_recorded_behind_the_commit(self, client: Client) -> None:
         """The decorator records the outcome once the request's transaction is committed."""
         first, again = (client.post("/decorated-insert/", headers=KEY) for _ in range(2))

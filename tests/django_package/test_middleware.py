@@ -7,7 +7,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
 
@@ -24,7 +24,6 @@ from django.utils.functional import SimpleLazyObject
 
 from dotmac_tasks.errors import StorageTimeoutError, StorageUnavailableError
 from dotmac_tasks.models import OperationStatus
-from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks_django.conf import get_manager
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.requests import find_tenant_id
@@ -32,20 +31,11 @@ from dotmac_tasks_django.testing import override_tasks_settings
 from support.concurrency import run_together
 from support.django_project.calls import get_calls
 from support.django_project.gate import Gate, gate, note
+from support.django_project.records import get_statuses
 from support.django_project.settings import MIDDLEWARE
 
 KEY = {"Idempotency-Key": "key-1"}
 JSON = "application/json"
-
-
-def get_statuses() -> list[OperationStatus]:
-    """
-    The statuses of all records.
-    """
-    storage = get_manager().storage
-    assert isinstance(storage, MemoryStorage)
-    found = [storage.find_operation(key) for key in list(storage._operations)]
-    return [record.status for record in found if record is not None]
 
 
 class ReadPostMiddleware:
@@ -913,23 +903,9 @@ class TestCookies:
         assert find_user_id(request) is None
 
 
+@pytest.mark.usefixtures("_atomic_requests")
 @pytest.mark.django_db(transaction=True)
 class TestTransactions:
-    @pytest.fixture(autouse=True)
-    def _tables(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        with connection.cursor() as cursor:
-            cursor.execute("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
-            cursor.execute("INSERT INTO parent VALUES (1)")
-            cursor.execute(
-                "CREATE TABLE child (parent INTEGER REFERENCES parent (id) "
-                "DEFERRABLE INITIALLY DEFERRED)"
-            )
-        monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-        yield
-        with connection.cursor() as cursor:
-            cursor.execute("DROP TABLE child")
-            cursor.execute("DROP TABLE parent")
-
     def count_rows(self) -> int:
         with connection.cursor() as cursor:
             cursor.execute("SELECT COUNT(*) FROM child")

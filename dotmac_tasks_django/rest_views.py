@@ -1,0 +1,165 @@
+"""
+Views of Django REST framework, which are claimed behind the framework's own checks.
+
+The framework authenticates, and checks permissions and throttles, inside the view: in `initial`.
+So the middleware, or a decorator around the whole view, only leaves the claim on the request. It is
+made by who comes first behind the checks: the decorator on the method, or else a hook around
+`initial` of the view's class.
+
+Nothing here imports the framework: its views and requests are known by what they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Final
+
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+
+from dotmac_tasks.http import Run, ViewOptions
+from dotmac_tasks_django.bodies import digest_while_read
+from dotmac_tasks_django.protection import (
+    Exempt,
+    begin,
+    end_with_error,
+    find_inner_view,
+    find_method_options,
+    has_key,
+    is_concerned,
+)
+
+__all__ = [
+    "begin_behind_checks",
+    "end_with_view",
+    "find_view",
+    "find_view_class",
+    "is_left_to_view",
+    "leave_to_view",
+]
+
+_LEFT: Final = "dotmac_tasks_left_to_view"
+_HOOKED: Final = "dotmac_tasks_hooked"
+
+
+def find_view_class(view: Any, instance: Any = None) -> Any:
+    """
+    Return the framework's class behind a view function, or of a view, or None.
+
+    Asynchronous views, which other packages add to the framework, are none of it.
+    """
+    for owner in (getattr(find_inner_view(view), "cls", None), type(instance)):
+        if hasattr(owner, "perform_authentication") and not getattr(owner, "view_is_async", False):
+            return owner
+    return None
+
+
+def find_view(request: Any) -> Any:
+    """
+    Return the view that handles a request of the framework, or None.
+    """
+    context: Mapping[str, Any] | None = getattr(request, "parser_context", None)
+    return (context or {}).get("view")
+
+
+def leave_to_view(
+    request: HttpRequest, view_class: Any, options: ViewOptions | Exempt | None
+) -> bool:
+    """
+    Leave the claim of a request to a view of the framework, and tell whether that was done.
+
+    Ending the run stays with the caller.
+    """
+    if view_class is None or not is_concerned(request, options):
+        return False
+    _hook_into(view_class)
+    if has_key(request):
+        # A permission may read the data before the claim asks what was in it.
+        digest_while_read(request)
+    setattr(request, _LEFT, options)
+    return True
+
+
+def is_left_to_view(request: HttpRequest) -> bool:
+    """
+    Tell whether the claim of a request has been left to its view, and is not made yet.
+    """
+    return hasattr(request, _LEFT)
+
+
+def begin_behind_checks(
+    request: Any, view_kwargs: dict[str, Any], options: ViewOptions | Exempt | None
+) -> Run | HttpResponse | None:
+    """
+    Decide about a request of the framework, as `begin` does, whose checks have been passed.
+    """
+    django_request: HttpRequest = request._request  # noqa: SLF001 - the framework's one way
+    try:
+        if is_concerned(django_request, options):
+            # Some views authenticate only when they are asked who it is. Now somebody asks.
+            getattr(request, "user", None)
+        return begin(django_request, view_kwargs, options)
+    finally:
+        # Until now, so that a client that hangs up meanwhile finds one or the other.
+        vars(django_request).pop(_LEFT, None)
+
+
+def end_with_view(view: Any, run: Run, end: Callable[[HttpResponseBase], None]) -> None:
+    """
+    End a run with what one view makes of its handler's response or exception.
+    """
+    finalize = _ended_by_errors(run, view.finalize_response)
+
+    def finalize_and_end(*args: Any, **kwargs: Any) -> HttpResponseBase:
+        response: HttpResponseBase = finalize(*args, **kwargs)
+        end(response)
+        return response
+
+    view.handle_exception = _ended_by_errors(run, view.handle_exception)
+    view.finalize_response = finalize_and_end
+
+
+def _ended_by_errors(run: Run, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            end_with_error(run, error)
+            raise
+
+    return call
+
+
+def _hook_into(view_class: Any) -> None:
+    """
+    Have views of a class make claims that are left to them, behind all that `initial` checks.
+    """
+    if getattr(vars(view_class).get("initial"), _HOOKED, None) is view_class:
+        return
+    initial = view_class.initial
+
+    @wraps(initial)
+    def initial_and_claim(view: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        initial(view, request, *args, **kwargs)
+        # The hook of a base class, which is a view as well, leaves it to that of the whole view.
+        if type(view) is view_class:
+            _claim(view, request)
+
+    setattr(initial_and_claim, _HOOKED, view_class)
+    # No lock: of two hooks in each other the inner one claims, and the outer finds nothing left.
+    view_class.initial = initial_and_claim
+
+
+def _claim(view: Any, request: Any) -> None:
+    verb: str = request.method.lower()
+    django_request: HttpRequest = request._request  # noqa: SLF001 - the framework's one way
+    is_served = verb in view.http_method_names and hasattr(view, verb)
+    if not is_left_to_view(django_request) or not is_served:
+        return
+    options = find_method_options(view, verb, getattr(view, "action_map", None))
+    if isinstance(options, ViewOptions):
+        return  # the method's decorator claims, behind the checks of the decorators around it
+    decision = begin_behind_checks(request, view.kwargs, options or getattr(django_request, _LEFT))
+    if isinstance(decision, HttpResponse):
+        setattr(view, verb, lambda *args, **kwargs: decision)
