@@ -71,7 +71,7 @@ def digest_while_read(request: HttpRequest) -> None:
     Not needed where something has read it already, or where it can be read again.
     """
     stream, is_read = _get_stream(request)
-    if not is_read and not stream.seekable():
+    if not is_read and not isinstance(stream, DigestingStream) and not stream.seekable():
         content_type: str = request.META.get("CONTENT_TYPE", "")
         _set_stream(request, DigestingStream(stream, content_type, ignored_fields=_IGNORED))
 

@@ -46,6 +46,8 @@ from dotmac_tasks_django.rest_views import (
     find_view_class,
     is_left_to_view,
     leave_to_view,
+    warn_of_unclaimed,
+    watch_methods,
 )
 
 __all__ = ["idempotency_exempt", "idempotent"]
@@ -167,6 +169,7 @@ def _wrap(view: Callable[..., Any], options: ViewOptions | Exempt) -> Callable[.
         return _call_whole_view(call, request, kwargs, own_options or options, view_class)
 
     set_options(protected, options)
+    watch_methods()
     return protected
 
 
@@ -240,7 +243,9 @@ def _run_view(call: Callable[[], HttpResponseBase], request: HttpRequest) -> Htt
             end_with_error(run, error)
         raise
     run = find_run(request)
-    if run is not None:
+    if run is None:
+        warn_of_unclaimed(request, response)
+    else:
         _end_with_response(run, request, response)
     return response
 

@@ -18,7 +18,7 @@ from dotmac_tasks_django.protection import (
     find_run,
     hold_answer,
 )
-from dotmac_tasks_django.rest_views import find_view_class, leave_to_view
+from dotmac_tasks_django.rest_views import find_view_class, leave_to_view, warn_of_unclaimed
 from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
 
 __all__ = ["BackgroundOperationsMiddleware"]
@@ -59,7 +59,9 @@ class BackgroundOperationsMiddleware:
                 request.close()
             raise
         run = find_run(request)
-        if run is not None:
+        if run is None:
+            warn_of_unclaimed(request, response)
+        else:
             end(run, request, response)
         return response
 

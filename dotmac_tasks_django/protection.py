@@ -106,12 +106,10 @@ def has_key(request: HttpRequest) -> bool:
     return current_adapter().key_name in request.META
 
 
-def is_concerned(request: HttpRequest, options: ViewOptions | Exempt | None) -> bool:
+def is_concerned(request: HttpRequest, options: ViewOptions | None) -> bool:
     """
     Tell whether `begin` would look at a request at all.
     """
-    if isinstance(options, Exempt):
-        return False
     adapter = current_adapter()
     if options is None and not adapter.requires_key and adapter.key_name not in request.META:
         return False  # most requests of all, so nothing else is looked at

@@ -11,9 +11,12 @@ Nothing here imports the framework: its views and requests are known by what the
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
 
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -37,10 +40,25 @@ __all__ = [
     "find_view_class",
     "is_left_to_view",
     "leave_to_view",
+    "warn_of_unclaimed",
+    "watch_methods",
 ]
+
+logger = logging.getLogger(__name__)
 
 _LEFT: Final = "dotmac_tasks_left_to_view"
 _HOOKED: Final = "dotmac_tasks_hooked"
+
+
+class _Left(NamedTuple):
+    # What is kept on a request until its view claims.
+    view_class: Any
+    options: ViewOptions | None
+
+
+def _get_left(request: HttpRequest) -> _Left:
+    left: _Left = getattr(request, _LEFT)
+    return left
 
 
 def find_view_class(view: Any, instance: Any = None) -> Any:
@@ -71,14 +89,37 @@ def leave_to_view(
 
     Ending the run stays with the caller.
     """
-    if view_class is None or not is_concerned(request, options):
+    if view_class is None or isinstance(options, Exempt) or not is_concerned(request, options):
         return False
     _hook_into(view_class)
     if has_key(request):
         # A permission may read the data before the claim asks what was in it.
         digest_while_read(request)
-    setattr(request, _LEFT, options)
+    setattr(request, _LEFT, _Left(view_class, options))
     return True
+
+
+def watch_methods() -> None:
+    """
+    Have bodies digested that a check reads before the decorator of a method claims.
+
+    For projects without the middleware, where nothing comes before the view. Called where
+    something is decorated: whoever decorates a view of the framework has imported the framework.
+    """
+    base: Any = getattr(sys.modules.get("rest_framework.views"), "APIView", None)
+    if base is None or hasattr(base.initialize_request, _HOOKED):
+        return
+    initialize = base.initialize_request
+
+    @wraps(initialize)
+    def watch_and_initialize(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        options = find_method_options(view, request.method or "", getattr(view, "action_map", None))
+        if isinstance(options, ViewOptions) and has_key(request):
+            digest_while_read(request)
+        return initialize(view, request, *args, **kwargs)
+
+    setattr(watch_and_initialize, _HOOKED, base)
+    base.initialize_request = watch_and_initialize
 
 
 def is_left_to_view(request: HttpRequest) -> bool:
@@ -96,13 +137,25 @@ def begin_behind_checks(
     """
     django_request: HttpRequest = request._request  # noqa: SLF001 - the framework's one way
     try:
-        if is_concerned(django_request, options):
+        if not isinstance(options, Exempt) and is_concerned(django_request, options):
             # Some views authenticate only when they are asked who it is. Now somebody asks.
             getattr(request, "user", None)
         return begin(django_request, view_kwargs, options)
     finally:
         # Until now, so that a client that hangs up meanwhile finds one or the other.
         vars(django_request).pop(_LEFT, None)
+
+
+def warn_of_unclaimed(request: HttpRequest, response: HttpResponseBase) -> None:
+    """
+    Say so where a view has answered without coming to the claim that was left to it.
+    """
+    if is_left_to_view(request) and response.status_code < HTTPStatus.BAD_REQUEST:
+        logger.warning(
+            "%s answered a request and never came to its claim: it is not protected. Have its "
+            "dispatch call initial.",
+            _get_left(request).view_class.__qualname__,
+        )
 
 
 def end_with_view(view: Any, run: Run, end: Callable[[HttpResponseBase], None]) -> None:
@@ -160,6 +213,8 @@ def _claim(view: Any, request: Any) -> None:
     options = find_method_options(view, verb, getattr(view, "action_map", None))
     if isinstance(options, ViewOptions):
         return  # the method's decorator claims, behind the checks of the decorators around it
-    decision = begin_behind_checks(request, view.kwargs, options or getattr(django_request, _LEFT))
+    decision = begin_behind_checks(
+        request, view.kwargs, options or _get_left(django_request).options
+    )
     if isinstance(decision, HttpResponse):
         setattr(view, verb, lambda *args, **kwargs: decision)

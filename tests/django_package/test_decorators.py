@@ -310,6 +310,17 @@ class TestAlone:
             send()
         assert send().content == send().content == b"second"
 
+    def test_exception_without_a_key_passes(self) -> None:
+        """An exception of a view whose request is not protected passes unchanged, too."""
+
+        @idempotent
+        def view(request: HttpRequest) -> HttpResponse:
+            raise ValueError("a bug")
+
+        with pytest.raises(ValueError, match="a bug"):
+            view(RequestFactory().post("/", {}, JSON))
+        assert get_statuses() == []
+
     def test_exit_leaves_the_outcome_unknown(self) -> None:
         """A worker that is stopped in the view records nothing."""
 

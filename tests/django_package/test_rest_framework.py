@@ -1,18 +1,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import _mask_cipher_secret
 from django.test import Client, override_settings
+from django.urls import path
+from django.utils.decorators import method_decorator
+from rest_framework.decorators import action
+from rest_framework.mixins import CreateModelMixin
+from rest_framework.request import Request
 from rest_framework.test import APIClient
+from rest_framework.views import APIView, set_rollback
+from rest_framework.viewsets import GenericViewSet, ViewSet
 
+from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.models import OperationStatus
+from dotmac_tasks_django import idempotency_exempt, idempotent
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import get_calls
 from support.django_project.records import get_statuses
-from support.django_project.rest_ways import DECORATED, UNDECORATED, Switch, Token
+from support.django_project.rest_ways import (
+    DECORATED,
+    EXEMPT,
+    UNDECORATED,
+    Amount,
+    Class,
+    Dispatch,
+    Guarded,
+    Method,
+    MethodSet,
+    Plain,
+    Switch,
+    Token,
+    function,
+)
 from support.django_project.settings import MIDDLEWARE
 
 JSON = "application/json"
@@ -56,7 +85,7 @@ def each(*, undecorated: bool = True) -> Any:
 def send(
     client: Client,
     url: str,
-    token: str | None = "alice-1",  # noqa: S107 - made up
+    token: str | None = "alice-1",
     *,
     amount: Any = 5,
     key: str | None = "key-1",
@@ -193,7 +222,7 @@ class TestEachWay:
 
     @each()
     def test_malformed_body_is_an_outcome_of_the_handler(self, client: Client, way: str) -> None:
-        """What the handler cannot parse is its 400, and kept; so is a type that it does not take."""
+        """What the handler cannot parse is its 400, and kept; so is a type that it refuses."""
         headers = {"Authorization": "Token alice-1", "Idempotency-Key": "key-1"}
         for content_type, status in ((JSON, 400), ("image/png", 415)):
             headers["Idempotency-Key"] = f"key-{status}"
@@ -267,3 +296,256 @@ def test_strict_project_refuses_behind_the_checks(client: Client) -> None:
         assert send(client, "/plain/", None, key=None).status_code == 401
         assert send(client, "/plain/", key=None).status_code == 400
         assert send(client, "/plain/").status_code == 201
+
+
+@each()
+def test_custom_exception_handler_is_the_outcome(client: Client, way: str) -> None:
+    """What a project's own handler makes of an exception is kept as any answer of its status."""
+    handler = f"{__name__}.answer_plainly"
+    with override_settings(REST_FRAMEWORK={"EXCEPTION_HANDLER": handler}):
+        first, again = (send(client, f"{way}?answer=invalid") for _ in range(2))
+        assert (first.status_code, first.content) == (418, b"ValidationError")
+        assert (again.status_code, again.content) == (418, b"ValidationError")
+        assert again["X-Cache-Hit"] == "true"
+    assert get_calls("rest") == 1
+
+
+def answer_plainly(error: Exception, context: Any) -> HttpResponse:
+    set_rollback()
+    return HttpResponse(type(error).__name__, status=418)
+
+
+@pytest.mark.usefixtures("_atomic_requests")
+@pytest.mark.django_db(transaction=True)
+class TestTransactions:
+    @each()
+    def test_refusal_is_kept_though_its_work_is_rolled_back(self, client: Client, way: str) -> None:
+        """The framework rolls back what a refused request did; the refusal itself is an outcome."""
+        for key, handler in (("key-1", "rest_framework.views.exception_handler"), ("key-2", None)):
+            handler = handler or f"{__name__}.answer_plainly"
+            with override_settings(REST_FRAMEWORK={"EXCEPTION_HANDLER": handler}):
+                url = f"{way}?insert&answer=invalid"
+                first, again = (send(client, url, key=key) for _ in range(2))
+            assert first.status_code in (400, 418)
+            assert (again.status_code, again.content) == (first.status_code, first.content)
+            assert again["X-Cache-Hit"] == "true"
+        assert get_calls("rest") == 2
+        assert count_rows() == 0
+
+    @each()
+    def test_committed_work_is_kept(self, client: Client, way: str) -> None:
+        """Work whose transaction commits is done once, and its answer is recorded behind it."""
+        for answer in ("", "json"):
+            url = f"{way}?insert&answer={answer}"
+            first, again = (send(client, url, key=f"key{answer}") for _ in range(2))
+            assert again.content == first.content
+            assert again["X-Cache-Hit"] == "true"
+        assert count_rows() == 2
+
+
+def count_rows() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM child")
+        (count,) = cursor.fetchone()
+        return int(count)
+
+
+class TestSessions:
+    @each()
+    def test_csrf_comes_before_a_claim(self, way: str) -> None:
+        """A form of a session's user without its token is refused and claims nothing."""
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(User.objects.get(username="alice"))
+        headers = {"Idempotency-Key": "key-1"}
+        refused = client.post(way, {"amount": 5}, headers=headers)
+        assert refused.status_code == 403
+        assert get_statuses() == []
+        answers = []
+        for _ in range(2):
+            # A page masks the token anew each time, and the form has it as one of its fields.
+            client.cookies["csrftoken"] = "a" * 32
+            data = {"amount": 5, "csrfmiddlewaretoken": _mask_cipher_secret("a" * 32)}
+            answers.append(client.post(way, data, headers=headers))
+        assert answers[0].status_code == 201
+        assert answers[1].content == answers[0].content
+        assert client.post(way, {"amount": 5}, headers=headers).status_code == 403
+        assert get_calls("rest") == 1
+
+    @each()
+    def test_session_and_token_are_one_user(self, client: Client, way: str) -> None:
+        """Who retries with another kind of credentials is still the same user."""
+        first = send(client, way)
+        client.force_login(User.objects.get(username="alice"))
+        assert send(client, way, None).content == first.content
+        client.force_login(User.objects.get(username="bob"))
+        assert send(client, way, None).json()["number"] == 2
+
+
+def test_view_that_authenticates_late_knows_its_users(client: Client) -> None:
+    """Where nobody has asked yet who it is, the claim asks; credentials that fail claim nothing."""
+    tokens = ("alice-1", "bob-1", "alice-2")
+    assert [send(client, "/lazy/", token).json()["number"] for token in tokens] == [1, 2, 1]
+    assert send(client, "/lazy/", "nobody's").status_code == 401
+    assert send(client, "/lazy/", "nobody's", key=None).status_code == 201
+    assert len(get_statuses()) == 2
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("name", EXEMPT)
+def test_exempt_view_runs_each_time(client: Client, name: str) -> None:
+    """An exempt view is left alone, whatever the project requires and the client sends."""
+    with override_tasks_settings(require_key=True):
+        for number, key in enumerate((None, "key-1", "key-1"), 1):
+            assert send(client, f"/{name}/", key=key).json()["number"] == number
+        assert get_statuses() == []
+
+
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("kind", ["class", "dispatch"])
+def test_method_beats_class(client: Client, kind: str) -> None:
+    """What stands on a method wins over what stands on its class; the others have that."""
+    assert send(client, f"/own-{kind}-create/", key=None).status_code == 201
+    assert send(client, f"/own-{kind}-refund/", key=None).status_code == 400
+    for name, hit in (("create", True), ("refund", True), ("pay", False)):
+        answers = [send(client, f"/own-{kind}-{name}/", key=name) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [201, 201]
+        assert ("X-Cache-Hit" in answers[1]) is hit
+
+
+@pytest.mark.usefixtures("either")
+def test_function_beats_what_stands_above_api_view(client: Client) -> None:
+    """Of two decorators, above and below `api_view`, the one on the function has the say."""
+    view = idempotent(required=True)(function(idempotent(required=False)))
+    with routed(view):
+        assert send(client, "/view/", key=None).status_code == 201
+        first, again = (send(client, "/view/") for _ in range(2))
+        assert again.content == first.content
+    assert get_calls("rest") == 2
+
+
+@contextmanager
+def routed(view: Any) -> Iterator[None]:
+    urls = ModuleType("urls")
+    urls.urlpatterns = [path("view/", view)]  # type: ignore[attr-defined]
+    with override_settings(ROOT_URLCONF=urls):
+        yield
+
+
+class TestWrongUse:
+    @pytest.mark.parametrize("decorate", [idempotent, idempotency_exempt])
+    def test_asynchronous_method_fails_at_import(self, decorate: Any) -> None:
+        """The framework cannot serve an asynchronous method, and neither can the decorator."""
+        with pytest.raises(ConfigurationError, match="is asynchronous"):
+
+            class Asynchronous(ViewSet):
+                @decorate
+                async def create(self, request: Request) -> None:
+                    raise AssertionError
+
+    @pytest.mark.parametrize("decorate_again", [idempotent, idempotent(ttl=60), idempotency_exempt])
+    def test_decorating_twice_fails_at_import(self, decorate_again: Any) -> None:
+        """A method, a function or a class that is decorated already is refused."""
+        for subject in (
+            Method.post,
+            action(detail=False, methods=["post"])(MethodSet.create),
+            DECORATED["view"],
+            Class,
+            Dispatch,
+        ):
+            with pytest.raises(ConfigurationError, match="is decorated already"):
+                decorate_again(subject)
+
+    def test_dispatch_that_is_decorated_already_fails_at_its_first_request(
+        self, client: Client
+    ) -> None:
+        """`method_decorator` meets its method only then; nothing runs unprotected."""
+        view_class = method_decorator(idempotent, name="dispatch")(type("Twice", (Class,), {}))
+        with routed(view_class.as_view()):
+            assert send(client, "/view/").status_code == 500
+        assert get_calls("rest") == 0
+
+    def test_name_that_is_no_method_fails_at_import(self) -> None:
+        """`method_decorator` refuses a name that its class does not have."""
+        with pytest.raises(ValueError, match="nothing"):
+            method_decorator(idempotent, name="nothing")(type("Named", (APIView,), {}))
+
+    def test_mixin_without_dispatch_fails_at_import(self) -> None:
+        """A class that serves nothing by itself cannot be decorated, only its methods."""
+        with pytest.raises(ConfigurationError, match="no class of synchronous views"):
+            idempotent(CreateModelMixin)
+
+    def test_method_without_a_request_is_an_error(self, client: Client) -> None:
+        """A decorator on a method that gets no request says so at its first use."""
+
+        class Misplaced(Guarded, CreateModelMixin, GenericViewSet[Any]):
+            serializer_class = Amount
+
+            @idempotent
+            def perform_create(self, serializer: Any) -> None:
+                raise AssertionError
+
+        client.raise_request_exception = True
+        with (
+            routed(Misplaced.as_view({"post": "create"})),
+            pytest.raises(TypeError, match="without a request"),
+        ):
+            send(client, "/view/", key=None)
+
+
+class TestBrowsableApi:
+    HTML: ClassVar[dict[str, str]] = {"Accept": "text/html"}
+
+    @pytest.fixture(autouse=True)
+    def _templates(self) -> Iterator[None]:
+        with override_settings(
+            INSTALLED_APPS=[*settings.INSTALLED_APPS, "rest_framework"],
+            TEMPLATES=[
+                {"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}
+            ],
+            STATIC_URL="/static/",
+        ):
+            yield
+
+    @pytest.mark.usefixtures("either")
+    def test_pages_and_forms_work_without_a_key(self, client: Client) -> None:
+        """A browser gets its pages, and its form runs each time that it is sent."""
+        client.force_login(User.objects.get(username="alice"))
+        page = client.get("/plain-generic/", headers=self.HTML)
+        assert page["Content-Type"] == "text/html; charset=utf-8"
+        assert b'name="amount"' in page.content
+        for number in (1, 2):
+            sent = client.post("/plain-generic/", {"amount": 5}, headers=self.HTML)
+            assert sent.status_code == 201
+            assert b"HTTP 201 Created" in sent.content
+            assert get_calls("rest") == number
+        assert get_statuses() == []
+
+    @each()
+    def test_replay_has_the_stored_rendering(self, client: Client, way: str) -> None:
+        """A retry that accepts something else gets the stored bytes and their content type."""
+        first = send(client, way, **self.HTML)
+        assert b"HTTP 201 Created" in first.content
+        for accepted in ("text/html", "application/json", "*/*"):
+            again = send(client, way, Accept=accepted)
+            assert (again.status_code, again.content) == (201, first.content)
+            assert again["Content-Type"] == first["Content-Type"] == "text/html; charset=utf-8"
+            assert again["Vary"].startswith("Accept")
+        assert get_calls("rest") == 1
+
+
+@idempotent
+class Skips(Plain):
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return HttpResponse("done")
+
+
+@pytest.mark.usefixtures("either")
+def test_view_without_the_checks_is_warned_of(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A view whose own `dispatch` never comes to the claim is not protected, and a log says so."""
+    with routed(Skips.as_view()):
+        assert send(client, "/view/").content == b"done"
+    assert "never came to its claim" in caplog.text
+    assert "Skips" in caplog.text
+    assert get_statuses() == []

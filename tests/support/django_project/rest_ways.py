@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.models import User
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
+from django.db import connection
 from django.http import (
     FileResponse,
     Http404,
@@ -122,6 +123,9 @@ def do_work(request: Request) -> HttpResponseBase:
     """
     number = count_call("rest")
     kind = request.query_params.get("answer", "")
+    if "insert" in request.query_params:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO child (parent) VALUES (1)")
     if kind in ERRORS:
         raise ERRORS[kind](number)
     if kind == "exit":
@@ -275,6 +279,58 @@ class OwnDispatch(Plain):
         return super().dispatch(request, *args, **kwargs)
 
 
+class Lazy(Plain):
+    """
+    Authenticates when it is asked who it is, which it never is.
+    """
+
+    permission_classes = ()
+
+    def perform_authentication(self, request: Request) -> None:
+        pass
+
+
+class ExemptSet(PlainSet):
+    @idempotency_exempt
+    def create(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+    @action(detail=False, methods=["post"])
+    @idempotency_exempt
+    def pay(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+
+class ExemptMethod(Guarded, APIView):
+    @idempotency_exempt
+    def post(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+
+@idempotency_exempt
+class ExemptClass(Plain):
+    pass
+
+
+class OwnOptions(PlainSet):
+    """
+    Two methods say what their class says, and differ.
+    """
+
+    @idempotent(required=False)
+    def create(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+    @action(detail=False, methods=["post"])
+    @idempotency_exempt
+    def pay(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+    @action(detail=False, methods=["post"])
+    def refund(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+
 UNDECORATED: dict[str, Any] = {
     "plain": Plain.as_view(),
     "plain-generic": PlainGeneric.as_view(),
@@ -304,4 +360,29 @@ DECORATED: dict[str, Any] = {
     "view-of-set": idempotent(required=True)(PlainSet.as_view({"post": "create"})),
 }
 
-urlpatterns = [path(f"{name}/", view) for name, view in (UNDECORATED | DECORATED).items()]
+EXEMPT: dict[str, Any] = {
+    "exempt-method": ExemptMethod.as_view(),
+    "exempt-create": ExemptSet.as_view({"post": "create"}),
+    "exempt-action": ExemptSet.as_view({"post": "pay"}),
+    "exempt-class": ExemptClass.as_view(),
+    "exempt-below": function(idempotency_exempt),
+    "exempt-above": idempotency_exempt(function(lambda view: view)),
+    "exempt-view": idempotency_exempt(Plain.as_view()),
+}
+
+
+def own_options(name: str, decorate: Callable[[Any], Any]) -> dict[str, Any]:
+    view_class = decorate(type("Own", (OwnOptions,), {}))
+    return {
+        f"own-{name}-{action}": view_class.as_view({"post": action})
+        for action in ("create", "pay", "refund")
+    }
+
+
+OWN_OPTIONS: dict[str, Any] = {
+    **own_options("class", idempotent(required=True)),
+    **own_options("dispatch", method_decorator(idempotent(required=True), name="dispatch")),
+}
+VIEWS = {**UNDECORATED, **DECORATED, **EXEMPT, **OWN_OPTIONS, "lazy": Lazy.as_view()}
+
+urlpatterns = [path(f"{name}/", view) for name, view in VIEWS.items()]
