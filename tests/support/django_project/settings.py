@@ -43,6 +43,9 @@ TEMPLATES = [
     }
 ]
 
+# Read when a view of the REST framework is defined.
+REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
+
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 
 # Fast, since tests make users.
