@@ -17,7 +17,7 @@ from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.http import ViewOptions, check_options
 from dotmac_tasks.storage.registry import storage_from_setting
 from dotmac_tasks_django.conf import get_setting, load_config
-from dotmac_tasks_django.protection import find_options
+from dotmac_tasks_django.protection import find_inner_view, find_options
 
 __all__ = [
     "CHECKS",
@@ -99,6 +99,11 @@ CHECKS: Final[dict[str, CheckText]] = {
         "client that cannot unpack them gets noise.",
     ),
     "W005": CheckText(Warning, "{}", "Change DOTMAC_TASKS so that the two fit together."),
+    "W006": CheckText(
+        Warning,
+        "{0}.{1} is decorated and does not run in {2}: {3}.{1} comes before it.",
+        "Name the class with the decorated method before the other among the bases.",
+    ),
 }
 """
 All checks by the last part of their id, which is `dotmac_tasks.<name>`.
@@ -163,15 +168,42 @@ def check_views(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     messages: dict[str, CheckMessage] = {}
     for pattern in _find_patterns(get_resolver().url_patterns):
         for method in ("", *config.methods):
-            options = find_options(pattern.callback, method)
-            if not isinstance(options, ViewOptions):
-                continue
-            try:
-                check_options(config, options)
-            except ConfigurationError as error:
-                message = _say("E005", pattern.lookup_str, error)
+            for message in _check_view(pattern, method, config):
                 messages[message.msg] = message
     return list(messages.values())
+
+
+def _check_view(pattern: URLPattern, method: str, config: TasksConfig) -> Iterator[CheckMessage]:
+    options = find_options(pattern.callback, method)
+    if isinstance(options, ViewOptions):
+        try:
+            check_options(config, options)
+        except ConfigurationError as error:
+            yield _say("E005", pattern.lookup_str, error)
+    hidden = _find_hidden(pattern.callback, method)
+    if hidden is not None:
+        yield _say("W006", *hidden)
+
+
+def _find_hidden(view: Any, method: str) -> tuple[str, str, str, str] | None:
+    """
+    Return where a decorated method of a class-based view is hidden, and by what.
+
+    Not by a subclass, which may well call it.
+    """
+    view = find_inner_view(view)
+    owner = getattr(view, "view_class", None) or getattr(view, "cls", None)
+    if owner is None:
+        return None
+    verb = method.lower()
+    name = (getattr(view, "actions", None) or {}).get(verb, verb) if method else "dispatch"
+    first, *others = [base for base in owner.__mro__ if name in vars(base)] or [object]
+    if find_options(vars(first).get(name)) is not None:
+        return None
+    for base in others:
+        if find_options(vars(base)[name]) is not None and not issubclass(first, base):
+            return base.__qualname__, name, owner.__qualname__, first.__qualname__
+    return None
 
 
 def _find_patterns(patterns: Iterable[URLPattern | URLResolver]) -> Iterator[URLPattern]:

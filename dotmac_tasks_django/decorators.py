@@ -3,9 +3,9 @@ Per-view options, and protection for a view where the middleware is not installe
 
 Under the middleware a decorated view is claimed once, by the middleware, which
 reads the options from the view and leaves it to the decorator to send a stored
-answer. A method of the REST framework, which authenticates inside the view, is
-claimed by its decorator. Without the middleware the decorator does all of it
-around the view itself.
+answer. Without the middleware the decorator does all of it around the view
+itself. Views of the REST framework are claimed behind its checks in both cases;
+see `rest_views`.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def idempotent(view: Any = None, /, **options: Any) -> Any:
     `on_storage_error`, `on_abandoned`, `reconcile`, `fingerprint`; see `ViewOptions`.
 
     A stored answer is sent from where the decorator stands: permission checks of
-    decorators around it, and a REST framework's around a decorated method, come
-    first. Put it below them.
+    decorators around it come first. Put it below them. The checks of a REST
+    framework come first wherever it stands.
 
-    Without the middleware an exception of the view gives the key back, whatever
-    status Django makes of it.
+    Without the middleware an exception of a view of Django gives the key back,
+    whatever status Django makes of it.
 
     Raises:
         ConfigurationError: An option is unknown or wrong, or this is no

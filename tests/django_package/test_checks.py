@@ -179,6 +179,63 @@ def test_views_are_not_checked_without_settings() -> None:
         assert check_views(None) == []
 
 
+class DecoratedMixin:
+    @idempotent(required=True)
+    def post(self, request: HttpRequest) -> HttpResponse:
+        raise AssertionError
+
+
+class Posts(View):
+    def post(self, request: HttpRequest) -> HttpResponse:
+        raise AssertionError
+
+
+class MixedInLast(Posts, DecoratedMixin):
+    pass
+
+
+class MixedInFirst(DecoratedMixin, Posts):
+    pass
+
+
+class Overridden(DecoratedMixin, View):
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return super().post(request)
+
+
+@idempotent
+class DecoratedView(View):
+    pass
+
+
+class OtherDispatch(View):
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        raise AssertionError
+
+
+class DispatchedElsewhere(OtherDispatch, DecoratedView):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("view", "told"),
+    [
+        (MixedInLast.as_view(), "DecoratedMixin.post is decorated and does not run in MixedInLast"),
+        (DispatchedElsewhere.as_view(), "OtherDispatch.dispatch comes before it"),
+        (MixedInFirst.as_view(), None),
+        (Overridden.as_view(), None),
+        (DecoratedView.as_view(), None),
+    ],
+)
+def test_decorated_method_that_never_runs_is_a_warning(view: Any, told: str | None) -> None:
+    """A decorator on a mixin that another base hides is W006; a subclass may call its base."""
+    routes = Routes(path("a/", view), path("b/", view))
+    with override_settings(ROOT_URLCONF=routes, DOTMAC_TASKS={}):
+        messages = check_views(None)
+    assert find_ids(messages) == ([] if told is None else ["W006"])
+    assert all(told in message.msg for message in messages if told is not None)
+
+
 @pytest.mark.parametrize(
     "storage", ["memory://", {"BACKEND": "dotmac_tasks.storage.memory.MemoryStorage"}]
 )

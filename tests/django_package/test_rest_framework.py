@@ -24,6 +24,7 @@ from rest_framework.viewsets import GenericViewSet, ViewSet
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.models import OperationStatus
 from dotmac_tasks_django import idempotency_exempt, idempotent
+from dotmac_tasks_django.checks import check_views
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import get_calls
 from support.django_project.records import get_statuses
@@ -37,6 +38,7 @@ from support.django_project.rest_ways import (
     Guarded,
     Method,
     MethodSet,
+    MixedIn,
     Plain,
     Switch,
     Token,
@@ -473,6 +475,15 @@ class TestWrongUse:
         """A class that serves nothing by itself cannot be decorated, only its methods."""
         with pytest.raises(ConfigurationError, match="no class of synchronous views"):
             idempotent(CreateModelMixin)
+
+    def test_hidden_action_of_a_mixin_is_warned_of(self) -> None:
+        """A decorated action behind the framework's own never runs: `manage.py check` says so."""
+        names = {"first": (MixedIn, CreateModelMixin), "last": (CreateModelMixin, MixedIn)}
+        for place, bases in names.items():
+            view_class = type("Mixed", (*bases, Guarded, GenericViewSet), {})
+            with routed(view_class.as_view({"post": "create"})):
+                ids = [message.id for message in check_views(None)]
+            assert ids == ([] if place == "first" else ["dotmac_tasks.W006"])
 
     def test_method_without_a_request_is_an_error(self, client: Client) -> None:
         """A decorator on a method that gets no request says so at its first use."""
