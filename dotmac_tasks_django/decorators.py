@@ -43,7 +43,6 @@ from dotmac_tasks_django.rest_views import (
     begin_behind_checks,
     end_with_view,
     find_view,
-    find_view_class,
     is_left_to_view,
     leave_to_view,
     warn_of_unclaimed,
@@ -155,18 +154,23 @@ def _wrap(view: Callable[..., Any], options: ViewOptions | Exempt) -> Callable[.
         answer = take_answer(request)
         if answer is not None:
             return answer
+        call = partial(view, *args, **kwargs)
         # The middleware, or a decorated view around this one, has seen to it.
         if is_decided(request):
-            return view(*args, **kwargs)
-        call = partial(view, *args, **kwargs)
+            return call()
         if given is not request:
+            watch_methods()  # the framework may have been imported since
             return _call_behind_checks(call, given, request, kwargs, options)
+        if is_left_to_view(request):
+            return call()
         instance = _find_instance(view, args)
-        own_options = find_method_options(
-            instance, request.method or "", getattr(instance, "action_map", None)
-        )
-        view_class = find_view_class(view, instance)
-        return _call_whole_view(call, request, kwargs, own_options or options, view_class)
+        actions = getattr(instance, "action_map", None)
+        chosen = find_method_options(instance, request.method or "", actions) or options
+        if not leave_to_view(request, chosen, view, instance):
+            decision = begin(request, kwargs, chosen)
+            if isinstance(decision, HttpResponse):
+                return decision
+        return _run_view(call, request)
 
     set_options(protected, options)
     watch_methods()
@@ -189,22 +193,6 @@ def _find_instance(view: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     Return the class-based view whose method is decorated; anything else for a function.
     """
     return getattr(find_inner_view(view), "__self__", args[0])
-
-
-def _call_whole_view(
-    call: Callable[[], HttpResponseBase],
-    request: HttpRequest,
-    view_kwargs: dict[str, Any],
-    options: ViewOptions | Exempt,
-    view_class: Any,
-) -> HttpResponseBase:
-    if is_left_to_view(request):
-        return call()
-    if not leave_to_view(request, view_class, options):
-        decision = begin(request, view_kwargs, options)
-        if isinstance(decision, HttpResponse):
-            return decision
-    return _run_view(call, request)
 
 
 def _call_behind_checks(

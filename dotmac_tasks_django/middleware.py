@@ -18,7 +18,7 @@ from dotmac_tasks_django.protection import (
     find_run,
     hold_answer,
 )
-from dotmac_tasks_django.rest_views import find_view_class, leave_to_view, warn_of_unclaimed
+from dotmac_tasks_django.rest_views import leave_to_view, warn_of_unclaimed
 from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
 
 __all__ = ["BackgroundOperationsMiddleware"]
@@ -78,7 +78,7 @@ class BackgroundOperationsMiddleware:
         if find_run(request) is not None:
             return None
         options = find_options(view_func, request.method or "")
-        if leave_to_view(request, find_view_class(view_func), options):
+        if leave_to_view(request, options, view_func):
             return None
         decision = begin(request, view_kwargs, options)
         if not isinstance(decision, HttpResponse):

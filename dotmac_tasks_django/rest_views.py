@@ -37,7 +37,6 @@ __all__ = [
     "begin_behind_checks",
     "end_with_view",
     "find_view",
-    "find_view_class",
     "is_left_to_view",
     "leave_to_view",
     "warn_of_unclaimed",
@@ -61,18 +60,6 @@ def _get_left(request: HttpRequest) -> _Left:
     return left
 
 
-def find_view_class(view: Any, instance: Any = None) -> Any:
-    """
-    Return the framework's class behind a view function, or of a view, or None.
-
-    Asynchronous views, which other packages add to the framework, are none of it.
-    """
-    for owner in (getattr(find_inner_view(view), "cls", None), type(instance)):
-        if hasattr(owner, "perform_authentication") and not getattr(owner, "view_is_async", False):
-            return owner
-    return None
-
-
 def find_view(request: Any) -> Any:
     """
     Return the view that handles a request of the framework, or None.
@@ -82,14 +69,20 @@ def find_view(request: Any) -> Any:
 
 
 def leave_to_view(
-    request: HttpRequest, view_class: Any, options: ViewOptions | Exempt | None
+    request: HttpRequest,
+    options: ViewOptions | Exempt | None,
+    view: Callable[..., Any],
+    instance: Any = None,
 ) -> bool:
     """
     Leave the claim of a request to a view of the framework, and tell whether that was done.
 
-    Ending the run stays with the caller.
+    Ending the run stays with the caller, who has a function, or a method and its view.
     """
-    if view_class is None or isinstance(options, Exempt) or not is_concerned(request, options):
+    if isinstance(options, Exempt) or not is_concerned(request, options):
+        return False
+    view_class = _find_class(view, instance)
+    if view_class is None:
         return False
     _hook_into(view_class)
     if has_key(request):
@@ -97,6 +90,14 @@ def leave_to_view(
         digest_while_read(request)
     setattr(request, _LEFT, _Left(view_class, options))
     return True
+
+
+def _find_class(view: Callable[..., Any], instance: Any) -> Any:
+    for owner in (getattr(find_inner_view(view), "cls", None), type(instance)):
+        # Asynchronous views come from other packages, and take no handler of ours.
+        if hasattr(owner, "perform_authentication") and not owner.view_is_async:
+            return owner
+    return None
 
 
 def watch_methods() -> None:
@@ -113,9 +114,10 @@ def watch_methods() -> None:
 
     @wraps(initialize)
     def watch_and_initialize(view: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        options = find_method_options(view, request.method or "", getattr(view, "action_map", None))
-        if isinstance(options, ViewOptions) and has_key(request):
-            digest_while_read(request)
+        if has_key(request):
+            actions = getattr(view, "action_map", None)
+            if isinstance(find_method_options(view, request.method or "", actions), ViewOptions):
+                digest_while_read(request)
         return initialize(view, request, *args, **kwargs)
 
     setattr(watch_and_initialize, _HOOKED, base)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -11,20 +12,24 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import _mask_cipher_secret
-from django.test import Client, override_settings
+from django.test import Client, RequestFactory, override_settings
 from django.urls import path
 from django.utils.decorators import method_decorator
 from rest_framework.decorators import action
 from rest_framework.mixins import CreateModelMixin
 from rest_framework.request import Request
+from rest_framework.routers import DefaultRouter
+from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient
 from rest_framework.views import APIView, set_rollback
-from rest_framework.viewsets import GenericViewSet, ViewSet
+from rest_framework.viewsets import GenericViewSet, ModelViewSet, ViewSet
 
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.models import OperationStatus
 from dotmac_tasks_django import idempotency_exempt, idempotent
 from dotmac_tasks_django.checks import check_views
+from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
+from dotmac_tasks_django.protection import find_options, find_run
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import get_calls
 from support.django_project.records import get_statuses
@@ -281,6 +286,42 @@ class TestEachWay:
             assert send(client, way, amount=6).status_code == 422
 
 
+class UserSerializer(ModelSerializer[User]):
+    class Meta:
+        model = User
+        fields: ClassVar = ["id", "username"]
+
+
+class Users(Guarded, ModelViewSet[User]):
+    queryset = User.objects.order_by("id")
+    serializer_class = UserSerializer
+
+
+def test_model_is_created_once(client: Client) -> None:
+    """The framework's own viewset, behind its router, creates and changes an object once."""
+    router = DefaultRouter()
+    router.register("users", Users)
+    headers = {"Authorization": "Token alice-1", "Idempotency-Key": "key-1"}
+    with routed(*router.urls):
+        first, again = (
+            client.post("/users/", {"username": "carol"}, JSON, headers=headers) for _ in range(2)
+        )
+        assert first.status_code == 201
+        assert again.content == first.content
+        url = f"/users/{first.json()['id']}/"
+        headers["Idempotency-Key"] = "key-2"
+        for _ in range(2):
+            changed = client.patch(url, {"username": "dave"}, JSON, headers=headers)
+            assert changed.json()["username"] == "dave"
+        assert changed["X-Cache-Hit"] == "true"
+        headers["Idempotency-Key"] = "key-3"
+        for _ in range(2):
+            refused = client.post("/users/", {"username": "dave"}, JSON, headers=headers)
+            assert refused.status_code == 400
+            User.objects.filter(username="dave").delete()
+    assert list(User.objects.values_list("username", flat=True)) == ["alice", "bob"]
+
+
 def test_checks_behind_initial_come_first(client: Client) -> None:
     """What a subclass checks behind the framework's checks comes before the claim, too."""
     assert send(client, "/checked/?answer=closed").status_code == 409
@@ -426,11 +467,35 @@ def test_function_beats_what_stands_above_api_view(client: Client) -> None:
 
 
 @contextmanager
-def routed(view: Any) -> Iterator[None]:
+def routed(*patterns: Any) -> Iterator[None]:
     urls = ModuleType("urls")
-    urls.urlpatterns = [path("view/", view)]  # type: ignore[attr-defined]
+    urls.urlpatterns = [
+        path("view/", pattern) if callable(pattern) else pattern for pattern in patterns
+    ]
     with override_settings(ROOT_URLCONF=urls):
         yield
+
+
+def test_asynchronous_view_is_claimed_like_one_of_django(client: Client) -> None:
+    """A class of another package whose methods are asynchronous takes no handler of ours."""
+
+    class Asynchronous(APIView):
+        async def post(self, request: Request) -> None:
+            raise AssertionError
+
+    request = RequestFactory(headers={"Idempotency-Key": "key-1"}).post("/")
+    middleware = BackgroundOperationsMiddleware(HttpResponse)
+    assert middleware.process_view(request, Asynchronous.as_view(), (), {}) is None
+    run = find_run(request)
+    assert run is not None
+    run.fail()
+
+
+def test_framework_that_is_not_there_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decorating a view of Django needs no REST framework, nor a whole one."""
+    for module in (None, ModuleType("rest_framework.views")):
+        monkeypatch.setitem(sys.modules, "rest_framework.views", module)  # type: ignore[arg-type]
+        assert find_options(idempotent(lambda request: None)) is not None
 
 
 class TestWrongUse:

@@ -153,3 +153,42 @@ def test_public_names_need_no_extra() -> None:
         print(sorted({"asyncio", "django", "redis"} & set(sys.modules)))
     """)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_django_package_never_imports_a_rest_framework() -> None:
+    """A project of Django alone is served, and decorated, without any REST framework."""
+    pytest.importorskip("django")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DJANGO_ALONE)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[b'done', b'done']\n[]\n", "")
+
+
+DJANGO_ALONE = """
+    import sys
+
+    import django
+    from django.conf import settings
+    from django.http import HttpResponse
+    from django.urls import path
+
+    settings.configure(
+        ROOT_URLCONF="__main__",
+        ALLOWED_HOSTS=["*"],
+        INSTALLED_APPS=["dotmac_tasks_django"],
+        MIDDLEWARE=["dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"],
+    )
+    django.setup()
+
+    from django.test import Client
+    from dotmac_tasks_django import idempotent
+
+    urlpatterns = [path("", idempotent(lambda request: HttpResponse("done")))]
+    client = Client(headers={"Idempotency-Key": "key-1"})
+    print([client.post("/").content for _ in range(2)])
+    print(sorted({"rest_framework", "drf_spectacular"} & set(sys.modules)))
+"""
