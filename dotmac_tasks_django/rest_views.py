@@ -93,7 +93,8 @@ def leave_to_view(
 
 
 def _find_class(view: Callable[..., Any], instance: Any) -> Any:
-    for owner in (getattr(find_inner_view(view), "cls", None), type(instance)):
+    owners: tuple[Any, ...] = (getattr(find_inner_view(view), "cls", None), type(instance))
+    for owner in owners:
         # Asynchronous views come from other packages, and take no handler of ours.
         if hasattr(owner, "perform_authentication") and not owner.view_is_async:
             return owner
