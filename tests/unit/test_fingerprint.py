@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dotmac_tasks import fingerprint
 from dotmac_tasks.errors import SerializationError
 from dotmac_tasks.fingerprint import (
+    DigestingStream,
     FilePart,
     Spool,
     body_digest,
@@ -607,3 +608,27 @@ def test_spool_removes_its_file_when_reading_fails(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="went away"):
         Spool(Broken(), None, JSON)
     assert made[0].closed
+
+
+@pytest.mark.parametrize("content_type", [JSON, "text/plain"])
+def test_body_that_somebody_else_reads_is_digested(content_type: str) -> None:
+    """Whatever sizes and lines a body is read in, its digest is that of all its bytes."""
+    body = b'{"a": 1,\n "b": [2, 3],\n "c": 4}'
+    source = io.BytesIO(body)
+    stream = DigestingStream(source, content_type)
+    assert not stream.seekable()
+    assert stream.read(3) + stream.readline() + stream.readline(2) + stream.read() == body
+    assert stream.read() == b""
+    assert stream.length == len(body)
+    assert stream.digest() == body_digest(content_type, body)
+    stream.close()
+    assert source.closed
+
+
+def test_part_of_a_body_has_the_digest_of_the_part() -> None:
+    """What nobody has read does not count yet."""
+    stream = DigestingStream(io.BytesIO(b"one two"), "text/plain")
+    assert stream.read(3) == b"one"
+    assert (stream.length, stream.digest()) == (3, body_digest("text/plain", b"one"))
+    stream.read()
+    assert stream.digest() == body_digest("text/plain", b"one two")
