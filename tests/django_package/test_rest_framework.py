@@ -483,7 +483,7 @@ def test_asynchronous_view_is_claimed_like_one_of_django(client: Client) -> None
         async def post(self, request: Request) -> None:
             raise AssertionError
 
-    request = RequestFactory(headers={"Idempotency-Key": "key-1"}).post("/")
+    request = RequestFactory(headers={"Idempotency-Key": "key-1"}).post("/", {}, JSON)
     middleware = BackgroundOperationsMiddleware(HttpResponse)
     assert middleware.process_view(request, Asynchronous.as_view(), (), {}) is None
     run = find_run(request)
