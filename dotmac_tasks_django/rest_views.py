@@ -220,4 +220,26 @@ def _claim(view: Any, request: Any) -> None:
         request, view.kwargs, options or _get_left(django_request).options
     )
     if isinstance(decision, HttpResponse):
-        setattr(view, verb, lambda *args, **kwargs: decision)
+        _answer_instead(view, decision)
+
+
+class _AnsweredError(Exception):
+    """
+    Leaves a view that has its answer already; raised and caught by one thread.
+    """
+
+
+def _answer_instead(view: Any, answer: HttpResponse) -> None:
+    """
+    End a view before its handler is called, however it would choose one.
+
+    The framework asks `handle_exception` for the response to whatever is raised up to then. A view
+    whose own `dispatch` does not ask fails: that is better than work that is done twice.
+    """
+    handle = view.handle_exception
+
+    def answer_or_handle(error: Exception) -> Any:
+        return answer if isinstance(error, _AnsweredError) else handle(error)
+
+    view.handle_exception = answer_or_handle
+    raise _AnsweredError

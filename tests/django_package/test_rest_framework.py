@@ -625,3 +625,40 @@ def test_view_without_the_checks_is_warned_of(
     assert "never came to its claim" in caplog.text
     assert "Skips" in caplog.text
     assert get_statuses() == []
+
+
+class ChoosesItself(Plain):
+    """
+    Calls its handler by other means than the framework's, within its checks or behind them.
+    """
+
+    asks_for_responses = True
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        self.args, self.kwargs, self.headers = args, kwargs, {}
+        self.request = wrapped = self.initialize_request(request, *args, **kwargs)
+        try:
+            self.initial(wrapped, *args, **kwargs)
+            response: Any = Plain.post(self, wrapped)
+        except Exception as error:
+            if not self.asks_for_responses:
+                raise
+            response = self.handle_exception(error)
+        self.response = self.finalize_response(wrapped, response, *args, **kwargs)
+        return self.response
+
+
+class AsksNobody(ChoosesItself):
+    asks_for_responses = False
+
+
+@pytest.mark.parametrize(("view", "status"), [(ChoosesItself, 201), (AsksNobody, 500)])
+def test_view_that_chooses_its_handler_never_runs_twice(
+    client: Client, view: type[ChoosesItself], status: int
+) -> None:
+    """However a view comes to its work, a retry gets the stored answer or an error, not a run."""
+    client.raise_request_exception = False
+    with routed(view.as_view()):
+        assert send(client, "/view/").status_code == 201
+        assert send(client, "/view/").status_code == status
+    assert get_calls("rest") == 1
