@@ -358,10 +358,12 @@ class CorruptRecordError(StorageError):
 
     Attributes:
         key: The stored key of the record.
+        reason: What is wrong with it.
     """
 
     def __init__(self, backend: str, key: str, reason: str) -> None:
         self.key = key
+        self.reason = reason
         super().__init__(
             backend,
             f"The record {key} cannot be read: {reason}. It is left as it is and its work is not "

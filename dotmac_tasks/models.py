@@ -33,6 +33,8 @@ __all__ = [
     "StorageHealth",
     "StorageStats",
     "StoredOperation",
+    "StoredPage",
+    "UnreadableRecord",
     "WriteOutcome",
     "dump_record",
     "parse_instants",
@@ -268,17 +270,19 @@ class WriteOutcome(StrEnum):
 
 class SettleOutcome(StrEnum):
     """
-    What a storage answers to a completion that comes without a claim.
+    What a storage answers to a write that comes without a claim.
     """
 
     DONE = "done"
-    """The outcome is recorded now."""
+    """It is written now: the outcome is recorded, or the key is given back."""
     FINISHED = "finished"
     """An outcome was recorded before; it stays."""
     RUNNING = "running"
     """A live executor holds the key; nothing was written."""
     ABSENT = "absent"
     """There is no such record for this tenant."""
+    CHANGED = "changed"
+    """The key was claimed anew since the caller looked; nothing was written."""
 
 
 class StoredOperation(NamedTuple):
@@ -296,7 +300,11 @@ class StoredOperation(NamedTuple):
         expires_ms: When it vanishes; None if it stays until it is resolved.
         fencing_token: Of the last claim; 0 while unclaimed.
         lease_ms: When the lease ends; 0 unless in progress.
-        payload: The recorded outcome; empty until there is one.
+        payload: The recorded outcome; empty until there is one, and in a listing.
+        payload_size: Bytes that the outcome has, in a listing too.
+        deferred: Whether it is in progress and handed on, for anybody to settle.
+        abandoned: Whether it is in progress and its lease is over, by the
+            storage's clock: nobody is known to be at work on it.
     """
 
     key: str
@@ -310,6 +318,39 @@ class StoredOperation(NamedTuple):
     fencing_token: int = 0
     lease_ms: int = 0
     payload: bytes = b""
+    payload_size: int = 0
+    deferred: bool = False
+    abandoned: bool = False
+
+
+class UnreadableRecord(NamedTuple):
+    """
+    An idempotency record that cannot be read; it is left as it is.
+
+    Attributes:
+        key: The stored key.
+        reason: Why it cannot be read.
+    """
+
+    key: str
+    reason: str
+
+
+class StoredPage(NamedTuple):
+    """
+    One page of the idempotency records, without their outcomes.
+
+    Attributes:
+        records: The records; those that never expire first, then by expiry, the
+            latest first.
+        unreadable: Those of this part of the listing that cannot be read.
+        cursor: Opaque; pass it to get the next page. None after the last one. It
+            may hold the key of a record that the filters left out.
+    """
+
+    records: list[StoredOperation]
+    unreadable: list[UnreadableRecord]
+    cursor: str | None
 
 
 class BackgroundRecord(NamedTuple):

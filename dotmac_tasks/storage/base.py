@@ -40,6 +40,7 @@ from dotmac_tasks.models import (
     StorageHealth,
     StorageStats,
     StoredOperation,
+    StoredPage,
     WriteOutcome,
 )
 
@@ -186,6 +187,75 @@ class Storage(ABC):
         outcome is kept for the record's own `ttl` from now.
 
         Raises:
+            StorageError: As the module's rules say.
+        """
+
+    # Idempotency records, for operators
+
+    @abstractmethod
+    def list_operations(
+        self,
+        *,
+        tenant_id: str | None = None,
+        status: OperationStatus | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """
+        Return one page of the records, without their payloads.
+
+        Those that never expire come first, then those that expire last; without
+        `tenant_id` those of all tenants. A page looks at a bounded number of
+        records, however many there are, so that it may be short or empty although
+        more follow: only a cursor of None means the end.
+
+        Not atomic against writes. A record that stays where it is in this order is
+        in the listing, whatever comes and goes beside it; one whose expiry moves
+        meanwhile, as that of a running claim does, may be missed or come twice.
+        Expired ones are left out. One that cannot be read is in `unreadable`, but
+        only where no filter is given: it has no tenant and no status.
+
+        Raises:
+            ValueError: The cursor is none that this method returned.
+            StorageError: As the module's rules say.
+        """
+
+    @abstractmethod
+    def discard_operation(
+        self,
+        key: str,
+        *,
+        tenant_id: str | None = None,
+        finished: bool = False,
+        fencing_token: int | None = None,
+        unreadable: bool = False,
+    ) -> SettleOutcome:
+        """
+        Give a key back without holding its claim, so that the next claim runs the work.
+
+        Atomic: the check of the status and the removal with its index entry.
+        Pending, or in progress with a lease that is over: DONE. In progress with a
+        live lease, or deferred and still within its time: RUNNING. Finished: DONE
+        with `finished`, FINISHED without. Absent, expired, or of another tenant
+        than `tenant_id` (where one is given): ABSENT. With `fencing_token`, one
+        whose last claim has another: CHANGED, unless it is RUNNING. Sent again
+        after the first was carried out, it answers ABSENT, or what it finds then.
+
+        With `unreadable` a record that cannot be read is removed as well, whatever
+        it may be: DONE. Not with `tenant_id`, which cannot be compared then.
+
+        An owner that wakes up afterwards finds its claim absent or another's, like
+        any owner whose record is gone. Its renewal is refused, and its completion
+        is LOST once another has claimed the key. Before that its completion is
+        written whole, which is right here as well: its work has been done after
+        all, and the retry that the removal was for gets that outcome instead of
+        doing it again. For the same reason a finished outcome that was removed
+        comes back where its owner did not get the answer to its completion and
+        sends it once more. `settle_operation` finds the key ABSENT, so the outcome
+        of deferred work that ends after the removal is not recorded.
+
+        Raises:
+            CorruptRecordError: It cannot be read, and stays.
             StorageError: As the module's rules say.
         """
 

@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from heapq import nlargest
 from math import inf
 from typing import ClassVar, TypeAlias, TypeVar
 
@@ -38,9 +39,11 @@ from dotmac_tasks.models import (
     StorageHealth,
     StorageStats,
     StoredOperation,
+    StoredPage,
     WriteOutcome,
 )
 from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.cursors import format_cursor, parse_cursor
 from dotmac_tasks.storage.indexes import Entry, ExpiryQueue, SortedNumbers
 from dotmac_tasks.typing import Clock
 
@@ -105,7 +108,7 @@ class _Operation(Entry):
         self.deferred = False
         self.settled = False
 
-    def show(self) -> StoredOperation:
+    def show(self, now: float) -> StoredOperation:
         """
         Return an immutable copy.
         """
@@ -123,6 +126,9 @@ class _Operation(Entry):
             fencing_token=self.fencing_token,
             lease_ms=round(self.lease_until * 1000 + self.offset) if in_progress else 0,
             payload=self.payload,
+            payload_size=len(self.payload),
+            deferred=in_progress and self.deferred,
+            abandoned=in_progress and self.lease_until <= now,
         )
 
 
@@ -264,15 +270,16 @@ class MemoryStorage(Storage):
             record = self._operations.get(request.key)
             if record is None or record.expires <= now:
                 record = self._create(request._replace(owner=""), _PENDING, now)
-            return record.show()
+            return record.show(now)
 
     def find_operation(self, key: str) -> StoredOperation | None:
         """
         Return the record, or None where it is absent or expired.
         """
         with self._lock:
-            record = _find_live(self._operations, key, self._monotonic())
-            return None if record is None else record.show()
+            now = self._monotonic()
+            record = _find_live(self._operations, key, now)
+            return None if record is None else record.show(now)
 
     def complete_operation(
         self, request: ClaimRequest, fencing_token: int, payload: bytes, *, failed: bool
@@ -343,6 +350,70 @@ class MemoryStorage(Storage):
                 return SettleOutcome.FINISHED
             record.settled = True
             self._finish(record, payload, failed, now + record.request.ttl)
+            return SettleOutcome.DONE
+
+    # Idempotency records, for operators
+
+    def list_operations(
+        self,
+        *,
+        tenant_id: str | None = None,
+        status: OperationStatus | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """
+        Return one page of the records, without their payloads.
+
+        Looks at all of them, of which there are at most `max_records`, and keeps
+        every other call waiting meanwhile. All of them can be read.
+
+        Raises:
+            ValueError: The cursor is none that this method returned.
+        """
+        before = None if cursor is None else _parse_place(cursor)
+        with self._lock:
+            now = self._monotonic()
+            matching = (
+                record
+                for record in self._operations.values()
+                if record.expires > now
+                and tenant_id in (None, record.request.tenant_id)
+                and status in (None, record.status)
+                and (before is None or _get_place(record) < before)
+            )
+            found = nlargest(limit + 1, matching, key=_get_place)
+            records = [record.show(now)._replace(payload=b"") for record in found[:limit]]
+        following = None
+        if len(found) > limit:
+            last = found[limit - 1]
+            following = format_cursor(last.expires, last.name.encode("utf-8", "surrogatepass"))
+        return StoredPage(records, [], following)
+
+    def discard_operation(
+        self,
+        key: str,
+        *,
+        tenant_id: str | None = None,
+        finished: bool = False,
+        fencing_token: int | None = None,
+        unreadable: bool = False,
+    ) -> SettleOutcome:
+        """
+        Give a key back without holding its claim; every record can be read.
+        """
+        with self._lock:
+            now = self._monotonic()
+            record = _find_live(self._operations, key, now)
+            if record is None or tenant_id not in (None, record.request.tenant_id):
+                return SettleOutcome.ABSENT
+            if record.status is _IN_PROGRESS and record.lease_until > now:
+                return SettleOutcome.RUNNING
+            if fencing_token not in (None, record.fencing_token):
+                return SettleOutcome.CHANGED
+            if record.status in (_COMPLETED, _FAILED) and not finished:
+                return SettleOutcome.FINISHED
+            self._remove(record)
             return SettleOutcome.DONE
 
     # Leases
@@ -673,6 +744,18 @@ class MemoryStorage(Storage):
 def _find_live(table: dict[str, _E], name: str, now: float) -> _E | None:
     entry = table.get(name)
     return None if entry is None or entry.expires <= now else entry
+
+
+def _get_place(record: _Operation) -> tuple[float, str]:
+    """
+    Return where a record stands in a listing; the largest comes first.
+    """
+    return record.expires, record.name
+
+
+def _parse_place(cursor: str) -> tuple[float, str]:
+    expires, name = parse_cursor(cursor)
+    return expires, name.decode("utf-8", "surrogatepass")
 
 
 def _compare(record: _Operation, request: ClaimRequest) -> ClaimOutcome | None:

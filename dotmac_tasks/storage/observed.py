@@ -21,6 +21,7 @@ from dotmac_tasks.models import (
     StorageHealth,
     StorageStats,
     StoredOperation,
+    StoredPage,
     WriteOutcome,
 )
 from dotmac_tasks.storage.base import Storage
@@ -109,6 +110,48 @@ class ObservedStorage(Storage):
             payload,
             failed=failed,
             tenant_id=tenant_id,
+        )
+
+    def list_operations(
+        self,
+        *,
+        tenant_id: str | None = None,
+        status: OperationStatus | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """
+        Pass it on.
+        """
+        return self._observe(
+            "list_operations",
+            self.wrapped.list_operations,
+            tenant_id=tenant_id,
+            status=status,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    def discard_operation(
+        self,
+        key: str,
+        *,
+        tenant_id: str | None = None,
+        finished: bool = False,
+        fencing_token: int | None = None,
+        unreadable: bool = False,
+    ) -> SettleOutcome:
+        """
+        Pass it on.
+        """
+        return self._observe(
+            "discard_operation",
+            self.wrapped.discard_operation,
+            key,
+            tenant_id=tenant_id,
+            finished=finished,
+            fencing_token=fencing_token,
+            unreadable=unreadable,
         )
 
     def renew_leases(self, leases: Sequence[Lease]) -> list[bool]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any, ClassVar
 
 import redis
@@ -38,12 +38,21 @@ from dotmac_tasks.models import (
     StorageHealth,
     StorageStats,
     StoredOperation,
+    StoredPage,
+    UnreadableRecord,
     WriteOutcome,
 )
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.breaker import CircuitBreaker
+from dotmac_tasks.storage.cursors import format_cursor, parse_cursor
 from dotmac_tasks.storage.lua import Script, load_script
-from dotmac_tasks.storage.redis_connection import Channel, Reply, UnknownScriptError, create_channel
+from dotmac_tasks.storage.redis_connection import (
+    Channel,
+    Reply,
+    UnknownScriptError,
+    create_channel,
+    find_damage,
+)
 from dotmac_tasks.typing import Clock
 
 __all__ = ["RedisStorage"]
@@ -51,6 +60,8 @@ __all__ = ["RedisStorage"]
 logger = logging.getLogger(__name__)
 
 _PAGE = 500
+# Most records that one page of a listing looks at, whatever it leaves out.
+_LOOKED_AT = 250
 # What the health check shows of INFO.
 _SHOWN = ("redis_version", "role", "maxmemory_policy")
 _SHOWN_NUMBERS = ("used_memory", "maxmemory", "connected_clients")
@@ -64,6 +75,9 @@ _COMPLETE = load_script("complete_operation")
 _RELEASE = load_script("release_operation")
 _DEFER = load_script("defer_operation")
 _SETTLE = load_script("settle_operation")
+_LIST_OPERATIONS = load_script("list_operations")
+_SUMMARISE = load_script("summarise_operations")
+_DISCARD = load_script("discard_operation")
 _RENEW = load_script("renew_leases")
 _ACQUIRE_LOCK = load_script("acquire_lock")
 _RELEASE_LOCK = load_script("release_lock")
@@ -100,9 +114,9 @@ class RedisStorage(Storage):
     A user of Redis with access control needs no more than::
 
         ACL SETUSER app on >secret ~bgops:* resetchannels -@all +evalsha +eval
-            +ping +info +select +time +get +set +incr +del +hgetall +hset +pexpire
-            +pexpireat +persist +pttl +zadd +zrem +zcard +zcount +zrangebyscore
-            +zrevrange +zrevrangebyscore
+            +ping +info +select +time +get +set +incr +del +hgetall +hmget +hset
+            +hstrlen +pexpire +pexpireat +persist +pttl +zadd +zrem +zcard +zcount
+            +zrangebyscore +zrevrange +zrevrangebyscore
 
     Args:
         redis_url: ``redis://``, ``rediss://`` or ``unix://``, with user,
@@ -275,6 +289,76 @@ class RedisStorage(Storage):
         if tenant_id is not None:
             arguments.append(_encode(tenant_id))
         reply = self._run(_SETTLE, (self._index, self._record_key(name)), arguments, key)
+        return _SETTLE_OUTCOMES[reply]
+
+    # Idempotency records, for operators
+
+    def list_operations(
+        self,
+        *,
+        tenant_id: str | None = None,
+        status: OperationStatus | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """
+        Return one page of the records, without their payloads.
+
+        Two round trips: the index, then at most some hundreds of records, of
+        which the filters may leave out any number.
+
+        Raises:
+            ValueError: The cursor is none that this method returned.
+            StorageError: As the contract says.
+        """
+        deadline = self._channel.get_deadline()
+        filtered = tenant_id is not None or status is not None
+        size = _LOOKED_AT if filtered else min(limit, _LOOKED_AT)
+        arguments = [b"%d" % (size + 1)]
+        if cursor is not None:
+            score, name = parse_cursor(cursor)
+            arguments += [b"+inf" if score == inf else b"%.0f" % score, name]
+        found = self._run(_LIST_OPERATIONS, (self._index,), arguments, "index", deadline)
+        names = found[: 2 * size : 2]
+        page = StoredPage([], [], None)
+        if not names:
+            return page
+        keys = [self._records + name for name in names]
+        replies = self._run(_SUMMARISE, keys, (), "index", deadline)
+        seen = 0
+        for name, reply in zip(names, replies, strict=True):
+            if len(page.records) + len(page.unreadable) == limit:
+                break
+            seen += 1
+            record = _build_listed(name, reply)
+            if isinstance(record, UnreadableRecord):
+                if not filtered:
+                    page.unreadable.append(record)
+            elif record is not None and _matches(record, tenant_id, status):
+                page.records.append(record)
+        if len(found) == 2 * seen:
+            return page
+        name, expiry = found[2 * seen - 2 : 2 * seen]
+        return page._replace(cursor=format_cursor(float(expiry), name))
+
+    def discard_operation(
+        self,
+        key: str,
+        *,
+        tenant_id: str | None = None,
+        finished: bool = False,
+        fencing_token: int | None = None,
+        unreadable: bool = False,
+    ) -> SettleOutcome:
+        """
+        Give a key back without holding its claim, so that the next claim runs the work.
+        """
+        name = _encode(key)
+        token = b"" if fencing_token is None else b"%d" % fencing_token
+        arguments = [name, b"%d" % finished, b"%d" % unreadable, token]
+        if tenant_id is not None:
+            arguments.append(_encode(tenant_id))
+        reply = self._run(_DISCARD, (self._index, self._record_key(name)), arguments, key)
         return _SETTLE_OUTCOMES[reply]
 
     # Leases
@@ -592,7 +676,8 @@ def _describe_request(request: ClaimRequest, key: bytes) -> tuple[bytes, ...]:
 
 
 def _build_operation(key: str, reply: list[Any]) -> StoredOperation:
-    tenant, user, kind, status, fingerprint, created, expires, fence, lease, payload = reply
+    tenant, user, kind, status, fingerprint, created, expires, fence, lease, *rest = reply
+    payload, size, deferred, abandoned = rest
     try:
         return StoredOperation(
             key=key,
@@ -606,9 +691,35 @@ def _build_operation(key: str, reply: list[Any]) -> StoredOperation:
             fencing_token=fence,
             lease_ms=lease,
             payload=payload,
+            payload_size=size,
+            deferred=deferred == 1,
+            abandoned=abandoned == 1,
         )
     except UnicodeDecodeError as error:
         raise CorruptRecordError(RedisStorage.name, key, "a text in it is no UTF-8") from error
+
+
+def _build_listed(name: bytes, reply: list[Any]) -> StoredOperation | UnreadableRecord | None:
+    """
+    Return a record of a listing; None for one that is not there any more.
+    """
+    try:
+        key = _decode(name)
+        if len(reply) == 1:
+            # Otherwise the reply would have been an error, as that of every other verb.
+            return UnreadableRecord(key, str(find_damage(reply[0].decode(errors="replace"))))
+        return _build_operation(key, reply) if reply else None
+    except UnicodeDecodeError:
+        key = name.decode("utf-8", "backslashreplace")
+        return UnreadableRecord(key, "its key is no UTF-8")
+    except CorruptRecordError as error:
+        return UnreadableRecord(error.key, error.reason)
+
+
+def _matches(
+    record: StoredOperation, tenant_id: str | None, status: OperationStatus | None
+) -> bool:
+    return tenant_id in (None, record.tenant_id) and status in (None, record.status)
 
 
 def _build_background(operation_id: str, reply: list[Any]) -> BackgroundRecord:

@@ -47,7 +47,7 @@ from dotmac_tasks.storage.breaker import CircuitBreaker
 from dotmac_tasks.storage.deadline import BoundedSocket, connect_tcp, connect_unix
 from dotmac_tasks.storage.pool import NoConnectionFreeError, Pool
 
-__all__ = ["Channel", "UnknownScriptError", "create_channel"]
+__all__ = ["Channel", "UnknownScriptError", "create_channel", "find_damage"]
 
 Reply: TypeAlias = Any
 """
@@ -367,14 +367,22 @@ class Channel:
         if isinstance(error, NoScriptError):
             return UnknownScriptError(sent=sent)
         text = str(error)
-        corrupt = _CORRUPT.search(text)
-        if corrupt is not None:
-            return CorruptRecordError(_BACKEND, about, corrupt.group(1))
-        if "WRONGTYPE" in text:
-            return CorruptRecordError(_BACKEND, about, "a value of another type is stored there")
+        damage = find_damage(text)
+        if damage is not None:
+            return CorruptRecordError(_BACKEND, about, damage)
         if sent or isinstance(error, _REFUSALS) or _REFUSAL.search(text):
             return self._to_error(error, sent)
         return StorageError(_BACKEND, f"The redis storage failed: {self._describe(error)}.")
+
+
+def find_damage(text: str) -> str | None:
+    """
+    Return why a record cannot be read by what Redis says, or None where that is something else.
+    """
+    corrupt = _CORRUPT.search(text)
+    if corrupt is not None:
+        return corrupt.group(1)
+    return "a value of another type is stored there" if "WRONGTYPE" in text else None
 
 
 def create_channel(

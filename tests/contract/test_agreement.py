@@ -20,6 +20,9 @@ VERBS = (
     "defer",
     "settle",
     "ensure",
+    "discard",
+    "discard",
+    "look",
     "renew",
     "lock",
     "unlock",
@@ -78,6 +81,18 @@ def act(storage: Storage, verb: str, dice: random.Random, step: int) -> object:
     if verb == "settle":
         tenant = dice.choice((None, request.tenant_id))
         return storage.settle_operation(request.key, payload, failed=failed, tenant_id=tenant)
+    if verb == "discard":
+        return storage.discard_operation(
+            request.key,
+            tenant_id=dice.choice((None, request.tenant_id)),
+            finished=failed,
+            fencing_token=dice.choice((None, None, 0, 1, 2)),
+        )
+    if verb == "look":
+        tenant = dice.choice((None, request.tenant_id))
+        page = storage.list_operations(tenant_id=tenant, limit=dice.choice((1, 2)))
+        # Two records whose lives end in one instant may come in any order.
+        return sorted(str(simplify(record)) for record in page.records), page.cursor is None
     if verb == "ensure":
         return simplify(storage.ensure_operation(request))
     if verb == "renew":

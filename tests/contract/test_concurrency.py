@@ -111,6 +111,53 @@ class TestOneWinner:
         assert record is not None
         assert winners == [(SettleOutcome.DONE, record.payload)]
 
+    def test_abandoned_key_is_given_back_once(self, backend: Backend) -> None:
+        """Of many operators who give one key back, one does, and the others find it gone."""
+        backend.storage.claim_operation(make_request(lease=10, on_abandoned="refuse"))
+        backend.age(11)
+        outcomes = raced(run_together(THREADS, backend.storage.discard_operation, "k"))
+        assert Counter(outcomes) == {SettleOutcome.DONE: 1, SettleOutcome.ABSENT: THREADS - 1}
+
+    def test_operators_beside_retries_stop_nobody(self, backend: Backend) -> None:
+        """Beside operators who give a key back exactly one retry gets it, and keeps it."""
+        storage = backend.storage
+        storage.claim_operation(make_request(lease=10, on_abandoned="refuse"))
+        backend.age(11)
+        numbers = itertools.count()
+
+        def act() -> object:
+            number = next(numbers)
+            if number % 2:
+                return storage.discard_operation("k")
+            reply = storage.claim_operation(make_request(owner=f"o{number}"))
+            while reply.outcome is ClaimOutcome.UNRESOLVED:
+                reply = storage.claim_operation(make_request(owner=f"o{number}"))
+            return reply.outcome
+
+        counts = Counter(raced(run_together(THREADS, act)))
+        assert counts[SettleOutcome.DONE] == 1
+        assert counts[SettleOutcome.RUNNING] + counts[SettleOutcome.ABSENT] == THREADS // 2 - 1
+        assert counts[ClaimOutcome.CLAIMED] == 1
+        assert counts[ClaimOutcome.IN_PROGRESS] == THREADS // 2 - 1
+
+    def test_decisions_of_two_operators_exclude_each_other(self, backend: Backend) -> None:
+        """Of one who gives a key back and one who records its outcome, one does it."""
+        storage = backend.storage
+        numbers = itertools.count()
+
+        def act() -> object:
+            if next(numbers) % 2:
+                return storage.discard_operation("k")
+            return storage.settle_operation("k", b"x", failed=False)
+
+        for _ in range(20):
+            storage.claim_operation(make_request(lease=10, on_abandoned="refuse"))
+            backend.age(11)
+            counts = Counter(raced(run_together(2, act)))
+            assert counts[SettleOutcome.DONE] == 1
+            assert counts[SettleOutcome.ABSENT] + counts[SettleOutcome.FINISHED] == 1
+            storage.discard_operation("k", finished=True)
+
     def test_absent_key_is_completed_by_one(self, storage: Storage) -> None:
         """Of many claims that were lost with their record one outcome is recorded."""
         numbers = itertools.count()

@@ -60,6 +60,9 @@ class TestClaim:
             reply.fencing_token,
             record.lease_ms,
             b"",
+            0,
+            False,
+            False,
         )
         assert record.lease_ms == pytest.approx(record.created_ms + 30_000, abs=50)
         assert record.expires_ms == pytest.approx(record.lease_ms + 100_000, abs=50)
@@ -383,7 +386,11 @@ class TestComplete:
         assert record is not None
         status = OperationStatus.FAILED if failed else OperationStatus.COMPLETED
         assert record == before._replace(
-            status=status, payload=PAYLOAD, lease_ms=0, expires_ms=record.expires_ms
+            status=status,
+            payload=PAYLOAD,
+            payload_size=len(PAYLOAD),
+            lease_ms=0,
+            expires_ms=record.expires_ms,
         )
         assert record.expires_ms == pytest.approx(record.created_ms + 100_000, abs=500)
 
@@ -492,6 +499,9 @@ class TestComplete:
             7,
             0,
             PAYLOAD,
+            len(PAYLOAD),
+            False,
+            False,
         )
         assert record.expires_ms == pytest.approx(record.created_ms + 100_000, abs=50)
 
@@ -742,7 +752,10 @@ class TestSettle:
         assert record is not None
         status = OperationStatus.FAILED if failed else OperationStatus.COMPLETED
         assert record == before._replace(
-            status=status, payload=PAYLOAD, expires_ms=record.expires_ms
+            status=status,
+            payload=PAYLOAD,
+            payload_size=len(PAYLOAD),
+            expires_ms=record.expires_ms,
         )
 
     @pytest.mark.parametrize("policy", ["rerun", "refuse"])

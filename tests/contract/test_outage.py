@@ -19,6 +19,8 @@ VERBS: dict[str, Callable[[Storage], object]] = {
     "release_operation": lambda storage: storage.release_operation("k", "a"),
     "defer_operation": lambda storage: storage.defer_operation(make_request(), 60),
     "settle_operation": lambda storage: storage.settle_operation("k", b"x", failed=False),
+    "list_operations": lambda storage: storage.list_operations(),
+    "discard_operation": lambda storage: storage.discard_operation("k"),
     "renew_leases": lambda storage: storage.renew_leases(
         [Lease(LeaseKind.OPERATION, "k", "a", 30)]
     ),

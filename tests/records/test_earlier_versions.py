@@ -96,8 +96,12 @@ def test_records_of_this_version_are_kept() -> None:
 
 def test_record_reads_as_it_did(storage: Storage, version: str) -> None:
     """Each record and each background operation says what it said to the version that wrote it."""
-    written = read_file(version, "redis")
-    assert read_records(storage, names_of_records(written)) == read_file(version, "read")
+    read = read_records(storage, names_of_records(read_file(version, "redis")))
+    kept = read_file(version, "read")
+    # This version may say more of a key, but nothing else.
+    for key, facts in kept["operations"].items():
+        read["operations"][key] = {fact: read["operations"][key][fact] for fact in facts}
+    assert read == kept
 
 
 def test_counts_are_those_of_the_file(storage: Storage, version: str) -> None:

@@ -286,7 +286,8 @@ def read_records(storage: Storage, keys: list[str]) -> dict[str, Any]:
         record = storage.find_operation(key)
         assert record is not None, key
         facts = record._asdict()
-        for name in ("created_ms", "expires_ms", "lease_ms"):
+        # Whether a lease is over changes with the time, as an instant does.
+        for name in ("created_ms", "expires_ms", "lease_ms", "abandoned"):
             del facts[name]
         operations[key] = {**facts, "payload": record.payload.decode("latin-1")}
     with BackgroundOperationsManager(storage, enable_background_cleanup=False) as manager:

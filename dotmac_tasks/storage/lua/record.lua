@@ -25,8 +25,8 @@ local function is_whole(r)
     and is_int(r.r)
 end
 
-local function read_record(key)
-  local flat = redis.call('HGETALL', key)
+local function read_record(key, flat)
+  flat = flat or redis.call('HGETALL', key)
   if #flat == 0 then return nil end
   local record = {}
   for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end

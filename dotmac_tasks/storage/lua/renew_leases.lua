@@ -1,5 +1,5 @@
 -- Extend leases of claims and locks, each by itself.
--- Uses: common, record, expiry, write
+-- Uses: common, record, expiry, write, damage
 --
 -- KEYS: index, then the record or lock of each lease
 -- ARGV: for each lease its kind (operation | lock), name, owner and duration (ms)
@@ -25,16 +25,8 @@ local answers = {}
 for i = 2, #KEYS do
   local at = (i - 2) * 4
   local renew = ARGV[at + 1] == 'lock' and renew_lock or renew_operation
-  local readable, held = pcall(renew, KEYS[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
-  if not readable then
-    -- A record that cannot be read loses its own lease, nobody else's. Any other error is the
-    -- server's (out of memory, read-only): no lease is lost by that, all are asked for again.
-    local why = tostring(type(held) == 'table' and held.err or held)
-    if not string.find(why, 'CORRUPT[', 1, true) and not string.find(why, 'WRONGTYPE', 1, true) then
-      error(held, 0)
-    end
-    held = 0
-  end
-  answers[i - 1] = held
+  -- A record that cannot be read loses its own lease, nobody else's. By any other error no lease is
+  -- lost: all are asked for again.
+  answers[i - 1] = attempt(renew, KEYS[i], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]) or 0
 end
 return answers

@@ -22,6 +22,14 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "release_operation": (("key", "owner"), {}),
     "defer_operation": (("request", 3.0), {}),
     "settle_operation": (("key", b"payload"), {"failed": True, "tenant_id": "t"}),
+    "list_operations": (
+        (),
+        {"tenant_id": "t", "status": OperationStatus.FAILED, "limit": 5, "cursor": "c"},
+    ),
+    "discard_operation": (
+        ("key",),
+        {"tenant_id": "t", "finished": True, "fencing_token": 7, "unreadable": True},
+    ),
     "renew_leases": ((["lease"],), {}),
     "acquire_lock": (("name", "owner", 3.0), {}),
     "release_lock": (("name", "owner"), {}),

@@ -43,7 +43,7 @@ SCRIPTS = sorted(
     for each in resources.files("dotmac_tasks.storage.lua").iterdir()
     if each.name.endswith(".lua")
 )
-SHARED = {"quick_claim", "common", "record", "expiry", "write", "describe", "background"}
+SHARED = {"quick_claim", "common", "record", "expiry", "write", "describe", "background", "damage"}
 
 
 @pytest.fixture
@@ -234,6 +234,14 @@ DAMAGE: dict[str, dict[str, str | None]] = {
 }
 
 
+def damage_record(client: Any, key: str, changes: dict[str, str | None]) -> None:
+    for field, value in changes.items():
+        if value is None:
+            client.hdel(key, field)
+        else:
+            client.hset(key, field, value)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_record_is_left_as_it_is(
     damage: str, storage: RedisStorage, client: Any, prefix: str
@@ -241,16 +249,13 @@ def test_damaged_record_is_left_as_it_is(
     """A record that lacks anything is refused, is not renewed, and keeps every byte."""
     storage.claim_operation(make_request())
     key = f"{prefix}:idempo:k"
-    for field, value in DAMAGE[damage].items():
-        if value is None:
-            client.hdel(key, field)
-        else:
-            client.hset(key, field, value)
+    damage_record(client, key, DAMAGE[damage])
     before = client.dump(key), client.zscore(f"{prefix}:idempo:index", "k")
     for verb in (
         lambda: storage.claim_operation(make_request(owner="b")),
         lambda: storage.complete_operation(make_request(), 1, b"x", failed=False),
         lambda: storage.release_operation("k", "a"),
+        lambda: storage.discard_operation("k", finished=True),
         lambda: storage.find_operation("k"),
     ):
         with pytest.raises(CorruptRecordError) as caught:
@@ -258,6 +263,142 @@ def test_damaged_record_is_left_as_it_is(
         assert caught.value.key == "k"
     assert storage.renew_leases([Lease(LeaseKind.OPERATION, "k", "a", 5)]) == [False]
     assert (client.dump(key), client.zscore(f"{prefix}:idempo:index", "k")) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_record_is_listed_as_unreadable(
+    damage: str, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """What cannot be read is shown with the reason, costs no other its place, and is no match."""
+    for key in ("a", "k", "z"):
+        storage.claim_operation(make_request(key=key, on_abandoned="refuse"))
+    damage_record(client, f"{prefix}:idempo:k", DAMAGE[damage])
+    with pytest.raises(CorruptRecordError) as caught:
+        storage.find_operation("k")
+    page = storage.list_operations()
+    assert [record.key for record in page.records] == ["z", "a"]
+    assert page.unreadable == [("k", caught.value.reason)]
+    assert page.cursor is None
+    for filters in ({"tenant_id": "tenant"}, {"status": OperationStatus.IN_PROGRESS}):
+        filtered = storage.list_operations(**filters)  # type: ignore[arg-type]
+        assert [record.key for record in filtered.records] == ["z", "a"]
+        assert filtered.unreadable == []
+
+
+def test_everything_unreadable_is_listed(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """A value of another type, a text or key that is no UTF-8, a strange hash: all are shown."""
+    client.set(f"{prefix}:idempo:string", "x")
+    client.hset(f"{prefix}:idempo:strange", "x", "1")
+    storage.claim_operation(make_request(key="text"))
+    client.hset(f"{prefix}:idempo:text", "u", b"\xff")
+    client.zadd(
+        f"{prefix}:idempo:index",
+        {"string": "+inf", "strange": "+inf", b"\xff": "+inf", "gone": "+inf"},
+    )
+    client.hset(f"{prefix}:idempo:".encode() + b"\xff", "v", "1")
+    for limit in (1, 10):
+        found, cursor = [], None
+        while True:
+            page = storage.list_operations(limit=limit, cursor=cursor)
+            assert page.records == []
+            found += page.unreadable
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert [record.key for record in found] == ["\\xff", "string", "strange", "text"]
+        assert [record.reason.rpartition(":")[2] for record in found] == [
+            "its key is no UTF-8",
+            "a value of another type is stored there",
+            "strange is not of format 1",
+            "a text in it is no UTF-8",
+        ]
+
+
+def test_page_looks_at_a_bounded_number_of_records(
+    storage: RedisStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page whose filter leaves out what it looked at is empty and has a cursor."""
+    monkeypatch.setattr(module, "_LOOKED_AT", 3)
+    for number in range(7):
+        storage.claim_operation(make_request(key=f"k{number}", on_abandoned="refuse"))
+    storage.ensure_operation(make_request(key="last"))
+    lengths, found, cursor = [], [], None
+    while True:
+        page = storage.list_operations(status=OperationStatus.PENDING, cursor=cursor)
+        lengths.append(len(page.records))
+        found += [record.key for record in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert (lengths, found) == ([0, 0, 1], ["last"])
+    assert len(storage.list_operations(limit=100).records) == 3
+
+
+def test_listing_reads_no_payload(storage: RedisStorage, redis_server: RedisServer) -> None:
+    """A page over large outcomes asks for their sizes and moves none of their bytes."""
+    for number in range(20):
+        request = make_request(key=f"k{number}")
+        storage.complete_operation(request, 1, b"x" * 1_000_000, failed=False)
+    sent = redis_server.info("stats")["total_net_output_bytes"]
+    page = storage.list_operations()
+    moved = int(redis_server.info("stats")["total_net_output_bytes"]) - int(sent)
+    assert [record.payload_size for record in page.records] == [1_000_000] * 20
+    assert moved < 100_000
+
+
+def test_listing_goes_by_the_index(storage: RedisStorage, client: Any, prefix: str) -> None:
+    """An entry whose record is gone, or has expired by the index, is passed over."""
+    storage.claim_operation(make_request())
+    client.zadd(f"{prefix}:idempo:index", {"gone": "+inf", "expired": 1})
+    page = storage.list_operations(limit=2)
+    assert [record.key for record in page.records] == ["k"]
+    assert page.cursor is None
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_record_is_discarded_only_if_asked(
+    damage: str, storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """What cannot be read stays, and goes with its index entry where the caller says so."""
+    storage.claim_operation(make_request())
+    key = f"{prefix}:idempo:k"
+    damage_record(client, key, DAMAGE[damage])
+    before = client.dump(key)
+    for asked in ({"finished": True}, {"unreadable": True, "tenant_id": "tenant"}):
+        with pytest.raises(CorruptRecordError):
+            storage.discard_operation("k", **asked)
+        assert client.dump(key) == before
+    assert storage.discard_operation("k", unreadable=True) is SettleOutcome.DONE
+    assert client.exists(key, f"{prefix}:idempo:index") == 0
+    assert storage.claim_operation(make_request()).outcome is ClaimOutcome.CLAIMED
+
+
+def test_value_of_another_type_is_discarded(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A value that is no record at all goes as well, and only if asked."""
+    client.rpush(f"{prefix}:idempo:k", "x")
+    with pytest.raises(CorruptRecordError):
+        storage.discard_operation("k")
+    assert storage.discard_operation("k", unreadable=True) is SettleOutcome.DONE
+    assert storage.discard_operation("k", unreadable=True) is SettleOutcome.ABSENT
+
+
+def test_refusing_server_is_no_damage(prefix: str) -> None:
+    """An error that is the server's own removes nothing and calls no record unreadable."""
+    rule = "poor on >secret ~* +@all -hgetall -hmget"
+    with RedisServer(acl_users=[rule]) as server:
+        rich = RedisStorage(server.url(), prefix=prefix)
+        poor = RedisStorage(server.url(user="poor", password="secret"), prefix=prefix)
+        rich.claim_operation(make_request())
+        with pytest.raises(StorageError) as caught:
+            poor.discard_operation("k", unreadable=True)
+        assert not isinstance(caught.value, CorruptRecordError)
+        with pytest.raises(StorageError):
+            poor.list_operations()
+        assert rich.find_operation("k") is not None
+        rich.close()
+        poor.close()
 
 
 def test_damaged_record_costs_no_other_lease(

@@ -98,6 +98,7 @@ VERBS: dict[str, Callable[[RedisStorage], Any]] = {
     "release": lambda s: s.release_operation("k", "a"),
     "defer": lambda s: s.defer_operation(make_request(), 60),
     "settle": lambda s: s.settle_operation("k", b"x", failed=False),
+    "discard": lambda s: s.discard_operation("k"),
     "renew": lambda s: s.renew_leases([Lease(LeaseKind.LOCK, "n", "a", 5)]),
     "acquire_lock": lambda s: s.acquire_lock("n", "a", 5) is not None,
     "release_lock": lambda s: s.release_lock("n", "a"),
@@ -572,6 +573,10 @@ def test_documented_user_may_do_everything(open_storage: Opener) -> None:
         storage.list_background("tenant", status=OperationStatus.PENDING)
         save(storage, expected_revision=1, request_id="s", retention=0.001)
         storage.acquire_lock("n", "a", 5)
+        for key in ("x", "y"):
+            claim(storage, key=key)
+        first = storage.list_operations(limit=1)
+        assert storage.list_operations(cursor=first.cursor).records
         claim(storage, key="z", lease=0.001, ttl=0.001)
         wait_until(lambda: storage.purge_expired(10).removed == 0)
         health = storage.check_health()
