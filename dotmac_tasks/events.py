@@ -25,6 +25,7 @@ __all__ = [
     "EventDispatcher",
     "IdempotencyHit",
     "IdempotencyMiss",
+    "KeyDecided",
     "LockAcquired",
     "LockFailed",
     "LoggingMetricsHooks",
@@ -255,6 +256,30 @@ class StorageUnprotected(Event):
     error: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyDecided(Event):
+    """
+    A person decided about an operation: its key was given back, or its outcome recorded.
+
+    Attributes:
+        tenant_id: The tenant; empty for a record that could not be read.
+        operation_type: What kind of work; likewise.
+        decision: ``released`` or ``resolved``.
+        reason: The person's own words.
+        by: Who it was, as told.
+    """
+
+    name: ClassVar[str] = "key.decided"
+    hook: ClassVar[str] = "key_decided"
+
+    tenant_id: str
+    operation_type: str
+    key_hash: str
+    decision: str
+    reason: str
+    by: str
+
+
 class MetricsHooks:
     """
     Receives events; override what is of interest.
@@ -321,6 +346,11 @@ class MetricsHooks:
     def storage_unprotected(self, event: StorageUnprotected) -> None:
         """
         Receive that work runs without protection.
+        """
+
+    def key_decided(self, event: KeyDecided) -> None:
+        """
+        Receive that a person gave a key back or recorded its outcome.
         """
 
 

@@ -16,7 +16,7 @@ from dotmac_tasks.claims import IdempotencyGuard
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.config import TasksConfig, to_seconds
 from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
-from dotmac_tasks.events import EventDispatcher, MetricsHooks, OperationCompleted
+from dotmac_tasks.events import EventDispatcher, MetricsHooks
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.health import (
     CleanupReport,
@@ -35,19 +35,20 @@ from dotmac_tasks.idempotency import (
     decorate_function,
     fingerprint_of,
 )
-from dotmac_tasks.keys import generate_idempotency_key, key_hash, validate_stored_key
+from dotmac_tasks.keys import generate_idempotency_key, validate_stored_key
 from dotmac_tasks.locks import DistributedLock
 from dotmac_tasks.models import (
     AbandonedPolicy,
     BackgroundOperation,
     IdempotencyKey,
+    KeyPage,
     OperationPage,
     OperationStatus,
     SettleOutcome,
 )
 from dotmac_tasks.operations import BackgroundOperations, show_key
+from dotmac_tasks.operators import KeyDecisions, find_stored_key
 from dotmac_tasks.reconciliation import Reconcile, find_reconcile
-from dotmac_tasks.serialization import encode_error, encode_result
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.storage.observed import ObservedStorage
@@ -128,6 +129,7 @@ class BackgroundOperationsManager:
             self.storage, self.heartbeat, self.events, self.config, self._clock
         )
         self.http = HttpIdempotency(self.config, self.guard, self.events)
+        self._decisions = KeyDecisions(self.storage, self.events)
         self._operations = BackgroundOperations(self.storage, self.events, self.config)
 
     def _make_storage(self) -> Storage:
@@ -278,30 +280,156 @@ class BackgroundOperationsManager:
             SerializationError: The result is not JSON; nothing is written.
             StorageError: The storage failed; the same call can be made again.
         """
-        validate_stored_key(key)
-        payload = encode_result(result) if error is None else encode_error(error)
-        outcome = self.storage.settle_operation(
-            key, payload, failed=error is not None, tenant_id=tenant_id
-        )
-        if self.events.active and outcome is SettleOutcome.DONE:
-            self._report_settled(key)
+        outcome = self._decisions.settle(key, result, error, tenant_id=tenant_id)
         return outcome is SettleOutcome.DONE or outcome is SettleOutcome.FINISHED
 
-    def _report_settled(self, key: str) -> None:
-        try:
-            record = self.storage.find_operation(key)
-        except StorageError:
-            return  # It is recorded; only the hooks do not learn of it.
-        if record is not None:
-            self.events.emit(
-                OperationCompleted(
-                    tenant_id=record.tenant_id,
-                    operation_type=record.operation_type,
-                    key_hash=key_hash(key),
-                    status=record.status.value,
-                    duration=0.0,
-                )
-            )
+    # Idempotency keys, for operators
+
+    def find_stored_key(self, tenant_id: str, principal: str | None, client_key: str) -> str:
+        """
+        Return the stored key of a client's key; the storage is not asked.
+
+        Args:
+            tenant_id: The tenant.
+            principal: The user's id; None or empty for anonymous callers. A text that
+                begins with ``user:`` or ``credentials:`` is taken as the whole scope,
+                see `dotmac_tasks.http.principal_scope`.
+            client_key: What the client sent in the header, quoted or not.
+
+        Raises:
+            InvalidKeyError: No client could send this key.
+        """
+        return find_stored_key(tenant_id, principal, client_key)
+
+    def list_idempotency_keys(
+        self,
+        *,
+        tenant_id: str | None = None,
+        status: OperationStatus | str | None = None,
+        abandoned: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> KeyPage:
+        """
+        Return one page of what is recorded, without the outcomes.
+
+        First those that stay until somebody decides, then those that expire last. A
+        page looks at a bounded number of records and may be short or empty although
+        more follow; only a cursor of None means the end. Records that cannot be read
+        are listed apart, unless a filter is given.
+
+        For operators: without a `tenant_id` it shows the keys of all tenants, and
+        with one the cursor may still hold another tenant's key.
+
+        Args:
+            tenant_id: List this tenant's keys only.
+            status: List those with this status only.
+            abandoned: List those only that are in progress and whose lease is over.
+            limit: Most keys of the page.
+            cursor: Where an earlier page ended.
+
+        Raises:
+            ConfigurationError: The status is unknown or cannot be, or the limit is not
+                positive.
+            ValueError: The cursor is none that this method returned.
+            StorageError: The storage failed.
+        """
+        _check_positive("limit", limit)
+        return self._decisions.list(
+            tenant_id=tenant_id,
+            status=_to_status(status),
+            abandoned=abandoned,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    def release_idempotency_key(
+        self,
+        key: str,
+        *,
+        reason: str,
+        by: str,
+        tenant_id: str | None = None,
+        finished: bool = False,
+        unreadable: bool = False,
+        fencing_token: int | None = None,
+    ) -> SettleOutcome:
+        """
+        Give a key back, so that the next retry runs the work: an operator's decision.
+
+        For pending and abandoned operations, whatever their policy. One atomic step;
+        it is logged and told to the hooks. Never takes a key from an executor that
+        holds a live lease, nor from a worker that is still within its time.
+
+        An executor that wakes up afterwards can record its outcome only as long as
+        no retry has claimed the key; what it records then is what retries get.
+
+        Args:
+            key: The stored key; `find_stored_key` gives it for a client's.
+            reason: Why, in words.
+            by: Who decided it.
+            tenant_id: The tenant that the key must belong to.
+            finished: Give it back although an outcome is recorded. That outcome is
+                lost, and the work is done again.
+            unreadable: Give it back although its record cannot be read. What it was
+                is not known then: the work may be running, or done. Without effect
+                with a `tenant_id`, which cannot be compared.
+            fencing_token: That of the record that the decision is about; nothing
+                happens if the key was claimed anew since. Without it the one that is
+                there when this is called.
+
+        Returns:
+            DONE if it was given back by this call; RUNNING, FINISHED, ABSENT or
+            CHANGED if not, and then nothing has changed.
+
+        Raises:
+            ConfigurationError: The reason is empty, or who decided it.
+            InvalidKeyError: No record can have this key.
+            CorruptRecordError: The record cannot be read, and stays.
+            StorageError: The storage failed. The same call can be made again; it
+                answers ABSENT where the first one was carried out.
+        """
+        return self._decisions.release(
+            key,
+            tenant_id=tenant_id,
+            reason=reason,
+            by=by,
+            finished=finished,
+            unreadable=unreadable,
+            fencing_token=fencing_token,
+        )
+
+    def resolve_idempotency_key(
+        self,
+        key: str,
+        result: Any,
+        error: str | None = None,
+        *,
+        reason: str,
+        by: str,
+        tenant_id: str | None = None,
+    ) -> SettleOutcome:
+        """
+        Record the outcome of an operation nobody is at work on: an operator's decision.
+
+        As `complete_idempotent_operation`, and logged and told to the hooks with the
+        reason.
+
+        Returns:
+            DONE if it was recorded by this call; FINISHED, RUNNING or ABSENT if not,
+            and then nothing has changed.
+
+        Raises:
+            ConfigurationError: The reason is empty, or who decided it.
+            InvalidKeyError: No record can have this key.
+            SerializationError: The result is not JSON; nothing is written.
+            StorageError: The storage failed; the same call can be made again.
+        """
+        return self._decisions.resolve(
+            key, result, error, tenant_id=tenant_id, reason=reason, by=by
+        )
+
+    # Functions and blocks
 
     def idempotent(
         self,
@@ -561,15 +689,9 @@ class BackgroundOperationsManager:
             StorageError: The storage failed.
         """
         _check_positive("limit", limit)
-        if status is not None:
-            try:
-                status = OperationStatus(status)
-            except ValueError:
-                known = ", ".join(OperationStatus)
-                raise ConfigurationError(
-                    "status", f"must be one of {known}.", value=status
-                ) from None
-        return self._operations.list(tenant_id, status=status, limit=limit, cursor=cursor)
+        return self._operations.list(
+            tenant_id, status=_to_status(status), limit=limit, cursor=cursor
+        )
 
     # Locks
 
@@ -721,6 +843,16 @@ class _CleanupThread:
             logger.exception("The cleanup failed and is tried again later")
         else:
             logger.info("Expired records were removed", extra={"removed": report.removed})
+
+
+def _to_status(status: OperationStatus | str | None) -> OperationStatus | None:
+    if status is None:
+        return None
+    try:
+        return OperationStatus(status)
+    except ValueError:
+        known = ", ".join(OperationStatus)
+        raise ConfigurationError("status", f"must be one of {known}.", value=status) from None
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -23,6 +23,8 @@ __all__ = [
     "ClaimReply",
     "ClaimRequest",
     "IdempotencyKey",
+    "KeyPage",
+    "KeySummary",
     "Lease",
     "LeaseKind",
     "LockGrant",
@@ -71,6 +73,14 @@ class IdempotencyKey:
         error: The recorded failure text, if it failed.
         fencing_token: Number of the claim that holds it; 0 while unclaimed.
         lease_until: When the executor's lease ends, while in progress.
+        deferred: Whether it is in progress and handed on to a worker.
+        abandoned: Whether it is in progress and its lease is over, by the
+            storage's clock: nobody is known to be at work on it.
+        outcome_kind: What is recorded: ``result``, ``response``, ``failure``, or
+            ``not-kept`` for work that is done and whose response was not kept.
+        outcome_size: Bytes that the outcome takes; 0 until there is one.
+        response_status: Status code of a recorded response.
+        not_kept_reason: Why a response was not kept, in a word.
     """
 
     key: str
@@ -84,6 +94,12 @@ class IdempotencyKey:
     error: str | None = None
     fencing_token: int = 0
     lease_until: datetime | None = None
+    deferred: bool = False
+    abandoned: bool = False
+    outcome_kind: str | None = None
+    outcome_size: int = 0
+    response_status: int | None = None
+    not_kept_reason: str | None = None
 
     def is_expired(self, now: datetime | None = None) -> bool:
         """
@@ -120,9 +136,49 @@ class IdempotencyKey:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """
-        Build it from what `to_dict` returned.
+        Build it from what `to_dict` returned, here or in an earlier version.
         """
         return cls(**_from_dict(data))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeySummary:
+    """
+    What a listing shows of one idempotency key: all but its outcome.
+
+    Attributes:
+        key: The stored key.
+        tenant_id: The tenant that it belongs to.
+        user_id: The principal that created it, if there was one.
+        operation_type: What kind of work it stands for.
+        status: Where that work is.
+        created_at: When the record was made, by the storage's clock.
+        expires_at: When it vanishes; None for one that stays until decided.
+        fencing_token: Number of the claim that holds it; 0 while unclaimed.
+        lease_until: When the executor's lease ends, while in progress.
+        deferred: Whether it is in progress and handed on to a worker.
+        abandoned: Whether it is in progress and its lease is over.
+        outcome_size: Bytes that the outcome takes; 0 until there is one.
+    """
+
+    key: str
+    tenant_id: str
+    user_id: str | None
+    operation_type: str
+    status: OperationStatus
+    created_at: datetime
+    expires_at: datetime | None
+    fencing_token: int
+    lease_until: datetime | None
+    deferred: bool
+    abandoned: bool
+    outcome_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Return it as plain JSON data; instants in ISO 8601.
+        """
+        return dump_record(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +242,35 @@ class OperationPage(NamedTuple):
     """
 
     operations: list[BackgroundOperation]
+    cursor: str | None
+
+
+class UnreadableRecord(NamedTuple):
+    """
+    An idempotency record that cannot be read; it is left as it is.
+
+    Attributes:
+        key: The stored key.
+        reason: Why it cannot be read.
+    """
+
+    key: str
+    reason: str
+
+
+class KeyPage(NamedTuple):
+    """
+    One page of idempotency keys: first those that stay until decided, then by expiry.
+
+    Attributes:
+        keys: The keys, those that expire last first.
+        unreadable: Those of this part of the listing that cannot be read.
+        cursor: Pass it to get the next page; None after the last one. It may
+            hold a key that the filters left out, another tenant's too.
+    """
+
+    keys: list[KeySummary]
+    unreadable: list[UnreadableRecord]
     cursor: str | None
 
 
@@ -321,19 +406,6 @@ class StoredOperation(NamedTuple):
     payload_size: int = 0
     deferred: bool = False
     abandoned: bool = False
-
-
-class UnreadableRecord(NamedTuple):
-    """
-    An idempotency record that cannot be read; it is left as it is.
-
-    Attributes:
-        key: The stored key.
-        reason: Why it cannot be read.
-    """
-
-    key: str
-    reason: str
 
 
 class StoredPage(NamedTuple):

@@ -36,6 +36,7 @@ from dotmac_tasks.serialization import (
     ErrorOutcome,
     HttpOutcome,
     JsonOutcome,
+    Outcome,
     decode_payload,
     encode_result,
 )
@@ -43,7 +44,7 @@ from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.transitions import ensure_transition, is_final
 from dotmac_tasks.typing import Parameters
 
-__all__ = ["BackgroundOperations", "show_key"]
+__all__ = ["BackgroundOperations", "show_key", "to_instant"]
 
 logger = logging.getLogger(__name__)
 
@@ -308,9 +309,9 @@ class BackgroundOperations:
             user_id=facts.user_id,
             operation_type=facts.operation_type,
             status=record.status,
-            created_at=_to_instant(record.created_ms),
-            updated_at=_to_instant(record.updated_ms),
-            expires_at=None if record.expires_ms is None else _to_instant(record.expires_ms),
+            created_at=to_instant(record.created_ms),
+            updated_at=to_instant(record.updated_ms),
+            expires_at=None if record.expires_ms is None else to_instant(record.expires_ms),
             idempotency_key=facts.idempotency_key,
             parameters=facts.parameters,
             result=facts.result,
@@ -328,32 +329,42 @@ def show_key(record: StoredOperation, backend: str) -> IdempotencyKey:
     Raises:
         CorruptRecordError: Its outcome cannot be read.
     """
-    result: Any = None
-    error: str | None = None
+    facts: dict[str, Any] = {}
     if is_final(record.status):
         try:
             outcome = decode_payload(record.payload)
         except ValueError as damage:
             raise CorruptRecordError(backend, record.key, str(damage)) from damage
-        if isinstance(outcome, JsonOutcome):
-            result = outcome.value
-        elif isinstance(outcome, ErrorOutcome):
-            error = outcome.message
-        elif isinstance(outcome, HttpOutcome):
-            result = _read_body(outcome)
+        facts = _show_outcome(outcome)
     return IdempotencyKey(
         key=record.key,
         tenant_id=record.tenant_id,
         user_id=record.user_id or None,
         operation_type=record.operation_type,
         status=record.status,
-        created_at=_to_instant(record.created_ms),
-        expires_at=None if record.expires_ms is None else _to_instant(record.expires_ms),
-        result=result,
-        error=error,
+        created_at=to_instant(record.created_ms),
+        expires_at=None if record.expires_ms is None else to_instant(record.expires_ms),
         fencing_token=record.fencing_token,
-        lease_until=_to_instant(record.lease_ms) if record.lease_ms else None,
+        lease_until=to_instant(record.lease_ms) if record.lease_ms else None,
+        deferred=record.deferred,
+        abandoned=record.abandoned,
+        outcome_size=record.payload_size,
+        **facts,
     )
+
+
+def _show_outcome(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, JsonOutcome):
+        return {"outcome_kind": "result", "result": outcome.value}
+    if isinstance(outcome, ErrorOutcome):
+        return {"outcome_kind": "failure", "error": outcome.message}
+    if isinstance(outcome, HttpOutcome):
+        return {
+            "outcome_kind": "response",
+            "result": _read_body(outcome),
+            "response_status": outcome.status,
+        }
+    return {"outcome_kind": "not-kept", "not_kept_reason": outcome.reason}
 
 
 def _read_body(response: HttpOutcome) -> Any:
@@ -369,5 +380,8 @@ def _record_fields(record: BackgroundRecord) -> dict[str, str]:
     return {"tenant_id": record.tenant_id, "key_hash": key_hash(record.operation_id)}
 
 
-def _to_instant(milliseconds: int) -> datetime:
+def to_instant(milliseconds: int) -> datetime:
+    """
+    Turn milliseconds of the storage's clock into an instant.
+    """
     return _EPOCH + timedelta(milliseconds=milliseconds)

@@ -51,6 +51,16 @@ SIGNATURES = {
     "BackgroundOperationsManager.complete_idempotent_operation": (
         "key, result, error=None, *, tenant_id=None"
     ),
+    "BackgroundOperationsManager.find_stored_key": "tenant_id, principal, client_key",
+    "BackgroundOperationsManager.list_idempotency_keys": (
+        "*, tenant_id=None, status=None, abandoned=False, limit=100, cursor=None"
+    ),
+    "BackgroundOperationsManager.release_idempotency_key": (
+        "key, *, reason, by, tenant_id=None, finished=False, unreadable=False, fencing_token=None"
+    ),
+    "BackgroundOperationsManager.resolve_idempotency_key": (
+        "key, result, error=None, *, reason, by, tenant_id=None"
+    ),
     "BackgroundOperationsManager.idempotent": (
         "operation_type, *, tenant_id='default', user_id=None, key=None, ttl=None, wait=None"
     ),

@@ -24,6 +24,7 @@ from dotmac_tasks import (
     add_background_operations_middleware,
 )
 from dotmac_tasks.events import OperationCompleted
+from dotmac_tasks.models import KeySummary, SettleOutcome
 from dotmac_tasks_django import downstream_key, idempotency_exempt, idempotent
 
 if TYPE_CHECKING:
@@ -60,6 +61,16 @@ record = manager.create_idempotency_key("shop", None, "ship", ttl=60, parameters
 assert_type(record, IdempotencyKey)
 assert_type(record.status, OperationStatus)
 assert_type(manager.check_idempotency(record.key), IdempotencyKey | None)
+
+page = manager.list_idempotency_keys(abandoned=True)
+assert_type(page.keys, list[KeySummary])
+stored = manager.find_stored_key("shop", None, "8e03")
+assert_type(
+    manager.release_idempotency_key(stored, reason="never sent", by="Kim", fencing_token=7),
+    SettleOutcome,
+)
+manager.release_idempotency_key(stored, by="Kim")  # type: ignore[call-arg]
+manager.resolve_idempotency_key(stored, {"parcel": 1}, reason="sent by hand", by="Kim")
 assert_type(manager.complete_idempotent_operation(record.key, {"parcel": 1}), bool)
 assert_type(manager.get_operation_status("id"), BackgroundOperation)
 
