@@ -4,6 +4,7 @@ The documentation says what the code does: tables, names and examples are compar
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import importlib
@@ -263,18 +264,40 @@ def test_commands_are_those_of_the_code() -> None:
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
     page = read("reference/commands.md")
     assert re.findall(r"^## manage\.py (\w+)$", page, re.MULTILINE) == names
-    expected = {}
+    expected = []
     for name in names:
         module = importlib.import_module(f"dotmac_tasks_django.management.commands.{name}")
         inherited = {
             action.dest for action in base.BaseCommand().create_parser("manage.py", name)._actions
         }
-        for action in module.Command().create_parser("manage.py", name)._actions:
-            if action.dest not in inherited:
-                shown = {False: "off", None: "no limit"}.get(action.default)
-                expected[action.option_strings[0]] = shown or f"`{action.default}`"
-    rows = read_table("reference/commands.md", "option")
-    assert {codes(row[0])[0]: row[1] for row in rows} == expected
+        parser = module.Command().create_parser("manage.py", name)
+        expected += list_options("", parser, inherited)
+    rows = [
+        (codes(row[0])[0], row[1], subcommand)
+        for row in read_table("reference/commands.md", "option")
+        # Options of subcommands have a column that says of which.
+        for subcommand in (codes(row[2]) if len(row) == 4 else [""])
+    ]
+    assert sorted(rows) == sorted(expected)
+
+
+def list_options(
+    subcommand: str, parser: argparse.ArgumentParser, inherited: set[str]
+) -> list[tuple[str, str, str]]:
+    """
+    Return the options of a parser and of those below it: name, default, subcommand.
+    """
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                found += list_options(f"{subcommand} {name}".strip(), below, inherited)
+        elif action.option_strings and action.dest not in inherited:
+            absent = "none" if subcommand else "no limit"
+            shown = {False: "off", None: absent}.get(action.default) or f"`{action.default}`"
+            default = "required" if action.required else shown
+            found.append((action.option_strings[0], default, subcommand))
+    return found
 
 
 def test_public_names_are_documented() -> None:

@@ -341,6 +341,21 @@ def test_resolution_that_is_recorded_needs_no_second_look(desk: Desk) -> None:
     assert desk.recorder.of_type(OperationCompleted) == []
 
 
+def test_resolution_that_vanishes_at_once_is_no_completion(desk: Desk) -> None:
+    """If the record is gone before the hooks are told, they are told of the decision alone."""
+    desk.abandon()
+
+    def remove_later(verb: str) -> None:
+        if desk.storage.calls[-1:] == ["settle_operation"]:
+            desk.storage.before = lambda verb: None
+            desk.storage.discard_operation("k", finished=True)
+
+    desk.storage.before = remove_later
+    assert desk.manager.resolve_idempotency_key("k", 1, **WHY) is SettleOutcome.DONE
+    assert [event.decision for event in desk.told()] == ["resolved"]
+    assert desk.recorder.of_type(OperationCompleted) == []
+
+
 # What a key shows of its outcome
 
 
