@@ -21,6 +21,7 @@ from dotmac_tasks.errors import (
     CorruptRecordError,
     SerializationError,
 )
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.models import KeySummary, SettleOutcome, UnreadableRecord
 from dotmac_tasks.serialization import HttpOutcome, JsonOutcome, decode_payload
 from dotmac_tasks_django.console.parsing import Subparsers, add_command, add_reason
@@ -153,7 +154,7 @@ def list_keys(manager: BackgroundOperationsManager, options: dict[str, Any]) -> 
         if cursor is None or len(keys) + len(unreadable) >= limit:
             break
     document = {
-        "keys": [{**key.to_dict(), "state": _name_state(key)} for key in keys],
+        "keys": [{**key.to_dict(), **_add_facts(key)} for key in keys],
         "unreadable": [record._asdict() for record in unreadable],
         "cursor": cursor,
     }
@@ -182,6 +183,10 @@ def _show_list(
     return f"{table}\n{count(number, 'key', 'keys')}.{more}"
 
 
+def _add_facts(key: KeySummary | IdempotencyKey) -> dict[str, str]:
+    return {"state": _name_state(key), "key_hash": key_hash(key.key)}
+
+
 def _name_state(key: KeySummary | IdempotencyKey) -> str:
     if key.abandoned:
         return "abandoned"
@@ -207,7 +212,7 @@ def show_key(manager: BackgroundOperationsManager, options: dict[str, Any]) -> A
     document = record.to_dict()
     # Bodies are shown only when they are asked for.
     del document["result"], document["error"]
-    document["state"] = _name_state(record)
+    document.update(_add_facts(record))
     text = f"{_show_facts(record, SystemClock().now())}\n\n{_advise(record)}"
     if options["body"] and record.outcome_kind is not None:
         document["outcome"] = _read_outcome(manager, record)
@@ -218,6 +223,7 @@ def show_key(manager: BackgroundOperationsManager, options: dict[str, Any]) -> A
 def _show_facts(record: IdempotencyKey, now: datetime) -> str:
     facts = [
         ("key", clean(record.key)),
+        ("in the log", key_hash(record.key)),
         ("state", _name_state(record)),
         ("tenant", clean(record.tenant_id)),
         ("principal", clean(record.user_id or "none")),
@@ -452,7 +458,10 @@ def _report_refused(
             "once more all the same: bgops release with --finished."
         )
     elif outcome is SettleOutcome.CHANGED:
-        message = f"It was claimed anew since you looked, and is left alone. Look again: {show}"
+        message = (
+            "It was claimed anew since you looked, by a retry or to find out what became of it, "
+            f"and is left alone. Look again: {show}"
+        )
     else:
         message = _explain_running(manager, key)
     return Answer({"key": key, "outcome": outcome.value, "message": message}, "", message)

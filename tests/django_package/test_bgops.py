@@ -12,7 +12,7 @@ from django.core.management import CommandError, call_command
 
 from dotmac_tasks.errors import CorruptRecordError, StorageUnavailableError
 from dotmac_tasks.events import KeyDecided
-from dotmac_tasks.keys import http_storage_key
+from dotmac_tasks.keys import http_storage_key, key_hash
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import StorageHealth, StoredPage, UnreadableRecord
 from dotmac_tasks.serialization import encode_response, encode_tombstone
@@ -179,6 +179,7 @@ def test_list_is_one_document(desk: Desk) -> None:
     printed = desk.run("list", "--json")
     (key,) = printed.document["keys"]
     assert (key["key"], key["state"], key["outcome_size"]) == ("k", "completed", 10)
+    assert key["key_hash"] == key_hash("k")
     assert "secret" not in printed.out
     assert (printed.document["unreadable"], printed.document["cursor"]) == ([], None)
 
@@ -312,6 +313,7 @@ def test_abandoned_key_is_shown_with_its_ways_out(desk: Desk) -> None:
     """What is abandoned is shown with both decisions, about the very claim that is seen."""
     token = desk.abandon(user_id="17")
     text = desk.run("show", "k").out
+    assert f"in the log   {key_hash('k')}\n" in text
     assert "state        abandoned\n" in text
     assert "principal    17\n" in text
     assert "expires      not before its outcome is known\n" in text
@@ -342,7 +344,7 @@ def test_every_state_is_shown_with_what_comes_next(desk: Desk) -> None:
     assert "bgops release 'two words' --token 0" in pending
     assert "The next retry runs the work again." in desk.run("show", "rerun").out
     done = desk.run("show", "done").out
-    assert "outcome    result, 3 bytes\n" in done
+    assert "  result, 3 bytes\n" in done
     assert "--finished" in done
 
 
