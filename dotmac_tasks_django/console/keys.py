@@ -226,7 +226,7 @@ def _show_facts(record: IdempotencyKey, now: datetime) -> str:
         ("in the log", key_hash(record.key)),
         ("state", _name_state(record)),
         ("tenant", clean(record.tenant_id)),
-        ("principal", clean(record.user_id or "none")),
+        ("user", clean(record.user_id or "none")),
         ("type", clean(record.operation_type)),
         ("created", show_instant(record.created_at, now)),
     ]
@@ -277,9 +277,15 @@ def _advise(record: IdempotencyKey) -> str:
             f"Find out whether the work was done. If it was:\n\n{resolve}\n\n"
             f"If it was not, and the next retry is to do it:\n\n{release}"
         )
+    again = _show_call("release", record.key, token, "--finished")
+    if record.outcome_kind == "not-kept":
+        return (
+            "The work is done, and retries get 409 not-replayable. Look up the result in\n"
+            f"your own data. If the next retry is to do the work once more:\n\n{again}"
+        )
     return (
         "Retries get this outcome. If it is wrong, and the next retry is to do the\n"
-        f"work once more:\n\n{_show_call('release', record.key, token, '--finished')}"
+        f"work once more:\n\n{again}"
     )
 
 

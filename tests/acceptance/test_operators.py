@@ -123,12 +123,12 @@ def test_two_operators_release_a_key_once(
 
 
 def test_live_owner_keeps_its_key(
-    open_workers: OpenWorkers, redis_server: RedisServer, operator: Operator, adapter: str
+    open_workers: OpenWorkers, redis_server: RedisServer, operator: Operator
 ) -> None:
     """
     An operator cannot take a key from an owner that lives, and is told until when it holds it.
     """
-    workers = open_workers(2, adapter, redis_server.url(), lease=LEASE)
+    workers = open_workers(2, "wsgi", redis_server.url(), lease=LEASE)
     pending = workers[0].begin_held("k")
     for options in ((), ("--finished",), ("--unreadable",)):
         status, document = operator.run("release", *KEY, *options)
@@ -153,12 +153,11 @@ def test_owner_that_wakes_before_a_retry_is_not_run_again(
     redis_server: RedisServer,
     age: Age,
     operator: Operator,
-    adapter: str,
 ) -> None:
     """
     If the owner of a released key finishes after all, the retry gets its answer.
     """
-    workers = open_workers(2, adapter, redis_server.url(), on_abandoned="refuse", lease=LEASE)
+    workers = open_workers(2, "wsgi", redis_server.url(), on_abandoned="refuse", lease=LEASE)
     own = workers[0].begin_held("k")
     workers[0].freeze()
     age(LEASE + 1)
@@ -177,12 +176,11 @@ def test_owner_that_wakes_after_a_retry_records_nothing(
     redis_server: RedisServer,
     age: Age,
     operator: Operator,
-    adapter: str,
 ) -> None:
     """
     Once a retry runs, the owner of the released key loses, however its own work ends.
     """
-    workers = open_workers(2, adapter, redis_server.url(), on_abandoned="refuse", lease=LEASE)
+    workers = open_workers(2, "wsgi", redis_server.url(), on_abandoned="refuse", lease=LEASE)
     first, second = workers
     own = first.begin_held("k")
     first.freeze()
@@ -208,12 +206,11 @@ def test_resolved_key_is_replayed_and_runs_nowhere(
     redis_server: RedisServer,
     age: Age,
     operator: Operator,
-    adapter: str,
 ) -> None:
     """
     Of one who releases and one who resolves at once one decides, and retries see that decision.
     """
-    owner, other = open_workers(2, adapter, redis_server.url(), on_abandoned="refuse", lease=LEASE)
+    owner, other = open_workers(2, "wsgi", redis_server.url(), on_abandoned="refuse", lease=LEASE)
     owner.begin_held("k")
     owner.kill()
     age(LEASE + 1)

@@ -315,7 +315,7 @@ def test_abandoned_key_is_shown_with_its_ways_out(desk: Desk) -> None:
     text = desk.run("show", "k").out
     assert f"in the log   {key_hash('k')}\n" in text
     assert "state        abandoned\n" in text
-    assert "principal    17\n" in text
+    assert "user         17\n" in text
     assert "expires      not before its outcome is known\n" in text
     assert "until somebody decides" in text
     assert "  bgops resolve k --result JSON \\\n      --reason WHY\n" in text
@@ -339,7 +339,7 @@ def test_every_state_is_shown_with_what_comes_next(desk: Desk) -> None:
     assert "to report by  " in deferred
     assert "in 5 days" in deferred
     assert "bgops resolve deferred" in deferred
-    assert "principal     none\n" in deferred
+    assert "user          none\n" in deferred
     pending = desk.run("show", "two words").out
     assert "bgops release 'two words' --token 0" in pending
     assert "The next retry runs the work again." in desk.run("show", "rerun").out
@@ -397,7 +397,9 @@ def test_outcome_is_shown_only_if_asked(desk: Desk) -> None:
     assert read("result") == {"result": {"a": "secret"}}
     assert read("failure")["error"] == "secret"
     assert read("lost")["not_kept_reason"] == "too-large"
-    assert "its response was not kept (too-large)" in desk.run("show", "lost").out
+    lost = desk.run("show", "lost").out
+    assert "its response was not kept (too-large)" in lost
+    assert "retries get 409 not-replayable" in lost
     assert "response 201, " in desk.run("show", "response").out
     desk.abandon()
     assert "outcome" not in desk.run("show", "k", "--body", "--json").document
