@@ -216,8 +216,7 @@ class KeyDecisions:
             raise
         if outcome is SettleOutcome.DONE:
             logger.warning("A key was %s by %s: %s", what, by, reason, extra=fields)
-            if self._events.active:
-                self._events.emit(KeyDecided(**facts, decision=what, reason=reason, by=by))
+            self._events.emit(KeyDecided(**facts, decision=what, reason=reason, by=by))
         return outcome
 
     def _report_settled(self, key: str) -> None:

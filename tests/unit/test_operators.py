@@ -167,6 +167,14 @@ def test_release_is_logged_and_told(desk: Desk, caplog: pytest.LogCaptureFixture
     assert {name: vars(record)[name] for name in facts} == facts
 
 
+def test_release_needs_no_hooks(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody listens the log has it all the same."""
+    with BackgroundOperationsManager(clock=clock, enable_background_cleanup=False) as manager:
+        manager.create_idempotency_key("tenant", None, "charge", key="k")
+        assert manager.release_idempotency_key("k", **WHY) is SettleOutcome.DONE
+    assert caplog.messages == ["A key was released by Kim: the card was not charged"]
+
+
 @pytest.mark.parametrize("missing", ["reason", "by"])
 @pytest.mark.parametrize("words", ["", " \n\t", "\x1b\x00"])
 def test_decision_without_words_is_refused(desk: Desk, missing: str, words: str) -> None:
