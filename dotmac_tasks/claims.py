@@ -93,6 +93,8 @@ class Claim(HeldClaim):
         "_payload",
         "_recorded",
         "_refused",
+        "_releasing",
+        "_spent",
         "_state",
         "fencing_token",
         "request",
@@ -100,7 +102,12 @@ class Claim(HeldClaim):
     )
 
     def __init__(
-        self, guard: IdempotencyGuard, request: ClaimRequest, reply: ClaimReply, since: float
+        self,
+        guard: IdempotencyGuard,
+        request: ClaimRequest,
+        reply: ClaimReply,
+        since: float,
+        spent: StorageError | None = None,
     ) -> None:
         heartbeat = guard.heartbeat
         super().__init__(
@@ -116,6 +123,8 @@ class Claim(HeldClaim):
         self._state = _OPEN
         self._recorded = False
         self._refused = False
+        self._releasing = False
+        self._spent = spent
         self._payload = b""
         self._failed = False
 
@@ -145,6 +154,9 @@ class Claim(HeldClaim):
             return self._recorded
         self._payload = payload
         self._failed = failed
+        if self._spent is not None:
+            self._recorded = self._hand_over(self._spent)
+            return self._recorded
         try:
             outcome = self.write_outcome()
         except CorruptRecordError as error:
@@ -166,6 +178,9 @@ class Claim(HeldClaim):
             failed: then the lease decides. Harmless after another ending.
         """
         if not self._end():
+            return False
+        if self._spent is not None:
+            self._release_later(self._spent)
             return False
         try:
             outcome = self._guard.storage.release_operation(self.lease.name, self.lease.owner)
@@ -248,13 +263,20 @@ class Claim(HeldClaim):
         self._guard.note_delayed(self, error)
         return True
 
+    def _release_later(self, error: StorageError) -> None:
+        self._releasing = True
+        if not self._guard.heartbeat.retry_completion(self, renew=False):
+            self._report("A key could not be released; its lease decides: %s", error)
+
     def write_outcome(self) -> WriteOutcome:
         """
-        Send the outcome to the storage.
+        Send the outcome to the storage, or give the key back where there is none.
 
         Raises:
             StorageError: It has to be sent again.
         """
+        if self._releasing:
+            return self._guard.storage.release_operation(self.lease.name, self.lease.owner)
         return self._guard.storage.complete_operation(
             self.request, self.fencing_token, self._payload, failed=self._failed
         )
@@ -263,7 +285,10 @@ class Claim(HeldClaim):
         """
         Report what became of the outcome; None where it was given up.
         """
-        if outcome is _DONE:
+        if self._releasing:
+            if outcome is None:
+                self._report("A key could not be released for too long; its lease decides")
+        elif outcome is _DONE:
             self._guard.note_completed(self, failed=self._failed)
         elif outcome is None:
             self._report("An outcome could not be written for too long and is given up")
@@ -420,29 +445,31 @@ class IdempotencyGuard:
             self._note_duplicate(request, answer.outcome)
         return answer
 
-    def unconfirmed(self, request: ClaimRequest) -> Claim:
+    def unconfirmed(self, request: ClaimRequest, error: StorageError, since: float) -> Claim:
         """
         Stand in for a claim whose reply was lost, while its work runs unprotected.
 
         It is not renewed, since it may not exist. Its outcome is still tried: it is
         recorded unless somebody else has claimed the key.
-        """
-        return Claim(self, request, ClaimReply(_CLAIMED), self.monotonic())
 
-    def forget(self, request: ClaimRequest) -> None:
+        Args:
+            request: What may have been claimed.
+            error: How the reply was lost.
+            since: When the claim was sent. If waiting for the reply took long, the
+                caller waits no second time: how it ends is written by the heartbeat.
         """
-        Try once to give back a claim that may have been made, and whose work is not run.
+        now = self.monotonic()
+        spent = error if now - since >= self.config.storage_timeout / 2 else None
+        return Claim(self, request, ClaimReply(_CLAIMED), now, spent)
 
-        Should that fail as well, the key is free when its lease is over.
+    def forget(self, request: ClaimRequest, error: StorageError, since: float) -> None:
         """
-        try:
-            self.storage.release_operation(request.key, request.owner)
-        except StorageError as error:
-            logger.warning(
-                "A key that may be claimed could not be given back: %s",
-                error,
-                extra=log_fields(request),
-            )
+        Give back a claim that may have been made, and whose work is not run.
+
+        Takes what `unconfirmed` takes. Should it fail, the key is free when its
+        lease is over.
+        """
+        self.unconfirmed(request, error, since).release()
 
     def _attempt(self, request: ClaimRequest) -> Claim | ClaimReply:
         # Before the command goes out: the lease ends no earlier than this plus its length.
@@ -515,23 +542,25 @@ class IdempotencyGuard:
         self, request: ClaimRequest, reply: ClaimReply, deadline: float
     ) -> Claim | ClaimReply:
         pauses = POLLING.delays()
-        doubtful = False
+        doubt: StorageTimeoutError | None = None
+        since = deadline
         while (left := deadline - self.monotonic()) > 0:
             self._sleep(min(left, next(pauses)))
+            since = self.monotonic()
             try:
                 latest = self._attempt(request)
             except CorruptRecordError:
                 raise
             except StorageError as error:
-                doubtful = doubtful or isinstance(error, StorageTimeoutError)
+                doubt = error if isinstance(error, StorageTimeoutError) else doubt
                 continue
             if isinstance(latest, Claim) or latest.outcome is not _IN_PROGRESS:
                 return latest
-            doubtful = False
+            doubt = None
             reply = latest
-        if doubtful:
+        if doubt is not None:
             # The last answer was lost; it may have made this caller the executor.
-            self.forget(request)
+            self.forget(request, doubt, since)
         return reply
 
     def _note_claimed(self, claim: Claim) -> None:

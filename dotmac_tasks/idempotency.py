@@ -288,11 +288,12 @@ def _begin(
     """
     find = settings.find_reconcile
     reconciler = None if find is None else Reconciler(find, get_arguments, False)
+    since = guard.monotonic()
     try:
         answer = guard.claim(request, wait=settings.wait, reconciler=reconciler)
-    except StorageTimeoutError:
+    except StorageTimeoutError as error:
         # It may have been claimed, and nothing runs: do not block the next attempt for a lease.
-        guard.forget(request)
+        guard.forget(request, error, since)
         raise
     if isinstance(answer, Claim):
         return answer, None

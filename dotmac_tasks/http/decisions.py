@@ -122,12 +122,13 @@ class HttpIdempotency:
         wait = policy.wait if policy.in_progress == "wait" else 0.0
         find = policy.find_reconcile
         reconciler = None if find is None else Reconciler(find, lambda: request.native, True)
+        since = self._guard.monotonic()
         try:
             reply = self._guard.claim(claim_request, wait=wait, reconciler=reconciler)
         except CorruptRecordError:
             return self._unreadable(claim_request, client_key)
         except StorageError as error:
-            return self._without_storage(claim_request, client_key, policy, error)
+            return self._without_storage(claim_request, client_key, policy, error, since)
         if isinstance(reply, Claim):
             return Run(self._context, client_key, claim_request, reply, strict=policy.is_strict)
         return self._answer(claim_request, client_key, reply, policy)
@@ -214,7 +215,12 @@ class HttpIdempotency:
         return self._refuse("unreadable-record", client_key, retry_after=30)
 
     def _without_storage(
-        self, request: ClaimRequest, client_key: str, policy: Policy, error: StorageError
+        self,
+        request: ClaimRequest,
+        client_key: str,
+        policy: Policy,
+        error: StorageError,
+        since: float,
     ) -> Answer | Run:
         refused = policy.is_strict
         # Only after a timeout may the claim have been written.
@@ -228,10 +234,10 @@ class HttpIdempotency:
         if refused:
             if doubtful:
                 # Nobody works under it: it must not keep the next attempt out.
-                self._guard.forget(request)
+                self._guard.forget(request, error, since)
             return self._refuse("storage-unavailable", client_key, retry_after=1)
         note_unprotected(self._context.events, request, error)
-        claim = self._guard.unconfirmed(request) if doubtful else None
+        claim = self._guard.unconfirmed(request, error, since) if doubtful else None
         return Run(self._context, client_key, request, claim, protected=False)
 
     def _refuse(self, name: str, client_key: str, *, retry_after: int = 0) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dotmac_tasks.claims import Claim, IdempotencyGuard
 from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.errors import StorageTimeoutError
 from dotmac_tasks.events import EventDispatcher
 from dotmac_tasks.heartbeat import Heartbeat
 from dotmac_tasks.keys import new_token
@@ -18,6 +19,7 @@ from support.faulty import FaultyStorage
 
 LEASE = 30.0
 TTL = 3600.0
+IN_DOUBT = StorageTimeoutError("faulty", "the reply is lost")
 
 
 class GuardBench:
@@ -44,6 +46,12 @@ class GuardBench:
         claim = self.guard.claim(self.request(key, **changes))
         assert isinstance(claim, Claim)
         return claim
+
+    def unconfirmed(self, request: ClaimRequest, waited: float = 0.0) -> Claim:
+        """
+        Stand in for a claim whose reply was lost after so many seconds of `STORAGE_TIMEOUT`'s two.
+        """
+        return self.guard.unconfirmed(request, IN_DOUBT, self.clock.monotonic() - waited)
 
     def reply(self, key: str = "key", wait: float = 0.0, **changes: Any) -> ClaimReply:
         reply = self.guard.claim(self.request(key, **changes), wait=wait)

@@ -32,7 +32,7 @@ from dotmac_tasks.serialization import encode_error
 from dotmac_tasks.testing import FakeClock
 from support.concurrency import Counter, run_together
 from support.faulty import FaultyStorage
-from support.guards import LEASE, TTL, GuardBench
+from support.guards import IN_DOUBT, LEASE, TTL, GuardBench
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_unconfirmed_claim_records_its_outcome(bench: GuardBench) -> None:
     bench.storage.lose_reply("claim_operation")
     with pytest.raises(StorageTimeoutError):
         bench.guard.claim(request)
-    claim = bench.guard.unconfirmed(request)
+    claim = bench.unconfirmed(request)
     assert bench.heartbeat.held_count == 0
     assert claim.complete(b"1j1")
     assert bench.reply().payload == b"1j1"
@@ -341,7 +341,7 @@ def test_unconfirmed_claim_records_its_outcome(bench: GuardBench) -> None:
 
 def test_unconfirmed_claim_yields_to_another_executor(bench: GuardBench) -> None:
     """The outcome of an unprotected run does not replace somebody else's claim."""
-    claim = bench.guard.unconfirmed(bench.request())
+    claim = bench.unconfirmed(bench.request())
     bench.claim()
     assert not claim.complete(b"1j1")
     assert bench.status() == "in_progress"
@@ -349,13 +349,71 @@ def test_unconfirmed_claim_yields_to_another_executor(bench: GuardBench) -> None
 
 def test_unconfirmed_outcome_that_fails_is_tried_again_unrenewed(bench: GuardBench) -> None:
     """There may be nothing to renew, so only the outcome is sent again."""
-    claim = bench.guard.unconfirmed(bench.request())
+    claim = bench.unconfirmed(bench.request())
     bench.storage.refuse("complete_operation")
     assert claim.complete(b"1j1")
     assert (bench.heartbeat.held_count, bench.heartbeat.unwritten_count) == (0, 1)
     bench.clock.advance(1)
     bench.heartbeat.beat()
     assert bench.status() == "completed"
+
+
+def test_outcome_behind_a_slow_claim_is_written_by_the_heartbeat(bench: GuardBench) -> None:
+    """A request that waited for its claim in vain does not wait for its outcome, too."""
+    claim = bench.unconfirmed(bench.request(), waited=1.0)
+    assert claim.complete(b"1j1")
+    assert bench.storage.calls == []
+    assert (bench.heartbeat.held_count, bench.heartbeat.unwritten_count) == (0, 1)
+    assert [event.error for event in bench.seen(CompletionDelayed)] == ["StorageTimeoutError"]
+    bench.clock.advance(1)
+    bench.heartbeat.beat()
+    assert bench.reply().payload == b"1j1"
+
+
+def test_outcome_behind_a_quick_loss_is_written_at_once(bench: GuardBench) -> None:
+    """A reply that was lost without much of a wait leaves the time to write the outcome."""
+    assert bench.unconfirmed(bench.request(), waited=0.9).complete(b"1j1")
+    assert bench.storage.calls == ["complete_operation"]
+    assert bench.heartbeat.unwritten_count == 0
+
+
+def test_key_behind_a_slow_claim_is_given_back_by_the_heartbeat(bench: GuardBench) -> None:
+    """A request that waited for its claim in vain does not wait to give it back, either."""
+    request = bench.request()
+    bench.storage.claim_operation(request)
+    assert not bench.unconfirmed(request, waited=1.0).release()
+    assert "release_operation" not in bench.storage.calls
+    bench.storage.refuse("release_operation")
+    bench.clock.advance(1)
+    bench.heartbeat.beat()
+    assert bench.status() == "in_progress"
+    bench.clock.advance(1)
+    bench.heartbeat.beat()
+    assert (bench.status(), bench.heartbeat.unwritten_count) == (None, 0)
+    assert bench.seen(OperationCompleted) == bench.seen(ClaimLost) == []
+
+
+def test_key_that_cannot_be_given_back_for_too_long_is_left_to_its_lease(
+    bench: GuardBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Giving back is given up one day, and said; nothing counts as lost, since nothing ran."""
+    bench.storage.refuse("release_operation", 9)
+    bench.unconfirmed(bench.request(), waited=2.0).release()
+    bench.clock.advance(301)
+    bench.heartbeat.beat()
+    assert bench.heartbeat.unwritten_count == 0
+    assert "its lease decides" in caplog.text
+    assert bench.guard.counts.lost == 0
+
+
+def test_giving_back_yields_where_too_much_waits(
+    bench: GuardBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the heartbeat has no room for one more, the lease of the key decides, and it is said."""
+    monkeypatch.setattr(heartbeat_module, "_MAX_UNWRITTEN", 0)
+    assert not bench.unconfirmed(bench.request(), waited=2.0).release()
+    assert bench.heartbeat.unwritten_count == 0
+    assert "its lease decides" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -542,5 +600,5 @@ def test_corrupt_record_ends_a_wait(bench: GuardBench) -> None:
 def test_forgetting_beside_a_dead_storage_is_harmless(bench: GuardBench) -> None:
     """Giving back a claim in doubt is tried once and raises nothing."""
     bench.storage.refuse("release_operation")
-    bench.guard.forget(bench.request())
+    bench.guard.forget(bench.request(), IN_DOUBT, bench.clock.monotonic())
     assert bench.storage.calls == ["release_operation"]
