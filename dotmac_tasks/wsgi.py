@@ -188,10 +188,24 @@ class _WsgiRequest:
     def scope(self) -> tuple[str, str]:
         return self._middleware.read_scope(self._environ)
 
-    def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
+    def read_body(self) -> None:
         """
         Spool the body, so that the application reads it as if nobody had.
         """
+        self._read()
+
+    def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
+        """
+        Do so, and tell it from others.
+        """
+        spool = self._read()
+        if selector is None:
+            return spool.digest
+        digest = selected_digest(selector(self._environ))
+        spool.file.seek(0)
+        return digest
+
+    def _read(self) -> Spool:
         environ = self._environ
         declared = environ.get("CONTENT_LENGTH") or ""
         if declared and not declared.isdecimal():
@@ -208,11 +222,7 @@ class _WsgiRequest:
             raise IncompleteBodyError
         if length != 0:
             environ["wsgi.input"] = spool.file
-        if selector is None:
-            return spool.digest
-        digest = selected_digest(selector(environ))
-        spool.file.seek(0)
-        return digest
+        return spool
 
     def close(self) -> None:
         if self._spool is not None:

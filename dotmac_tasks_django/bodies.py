@@ -25,7 +25,7 @@ from dotmac_tasks.fingerprint import (
 from dotmac_tasks.http import IncompleteBodyError
 from dotmac_tasks_django.conf import get_setting
 
-__all__ = ["call_on_close", "digest_while_read", "request_body_digest"]
+__all__ = ["call_on_close", "digest_while_read", "ensure_whole_body", "request_body_digest"]
 
 # Django masks it anew for every page, so that a form that is sent again has another one.
 _IGNORED: Final = frozenset({"csrfmiddlewaretoken"})
@@ -56,12 +56,24 @@ def request_body_digest(request: HttpRequest) -> bytes:
             _set_stream(request, stream)
         if is_read and not stream.seekable():
             return _parsed_digest(request)
-        length = _declared_length(request)
-        if is_read or not _fits_memory(request, length):
+        if is_read or not _reads_into_memory(request):
             return _spooled_digest(request, content_type)
-        if len(request.body) < length:
-            raise IncompleteBodyError
     return body_digest(content_type, request.body, ignored_fields=_IGNORED)
+
+
+def ensure_whole_body(request: HttpRequest) -> None:
+    """
+    Read the body to its end, if nobody has; the view finds it as if nobody had.
+
+    Raises:
+        IncompleteBodyError: The body ended before its declared length.
+        RequestDataTooBig: As Django decides for bodies that are kept in memory.
+    """
+    stream, is_read = _get_stream(request)
+    if isinstance(stream, DigestingStream):
+        request_body_digest(request)  # what was read is known by its digest only
+    elif not is_read and not _reads_into_memory(request):
+        _spooled_digest(request, request.META.get("CONTENT_TYPE", ""))
 
 
 def digest_while_read(request: HttpRequest) -> None:
@@ -85,20 +97,31 @@ def _set_stream(request: HttpRequest, stream: Any) -> None:
     cast(_BodyState, request)._stream = stream  # noqa: SLF001 - no public way
 
 
-def _declared_length(request: HttpRequest) -> int:
-    declared: str = request.META.get("CONTENT_LENGTH") or ""
-    return int(declared) if declared.isdecimal() else 0
-
-
-def _fits_memory(request: HttpRequest, length: int) -> bool:
-    # Without a length it may be of any size (a chunked body under ASGI). A multipart form may
-    # hold files, and read into memory it could not be parsed by upload handlers any more.
+def _reads_into_memory(request: HttpRequest) -> bool:
+    """
+    Read a body that Django keeps in memory, which nobody has read; False for others.
+    """
+    length = _declared_length(request)
+    # A multipart form may hold files, and read into memory it could not be parsed by upload
+    # handlers any more.
+    if length is None or request.content_type == "multipart/form-data":
+        return False
     limit: int | None = get_setting("DATA_UPLOAD_MAX_MEMORY_SIZE")
-    return (
-        "CONTENT_LENGTH" in request.META
-        and request.content_type != "multipart/form-data"
-        and (limit is None or length <= limit)
-    )
+    if limit is not None and length > limit:
+        return False
+    if len(request.body) < length:
+        raise IncompleteBodyError
+    return True
+
+
+def _declared_length(request: HttpRequest) -> int | None:
+    """
+    Return how long the body is to be; None if it may be of any length (chunked, under ASGI).
+    """
+    declared: str | None = request.META.get("CONTENT_LENGTH")
+    if declared is None:
+        return None
+    return int(declared) if declared.isdecimal() else 0
 
 
 def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
@@ -115,7 +138,7 @@ def _spooled_digest(request: HttpRequest, content_type: str) -> bytes:
         call_on_close(request, spool.close)
         _set_stream(request, spool.file)
         digest, length = spool.digest, spool.length
-    if length < _declared_length(request):
+    if length < (_declared_length(request) or 0):
         raise IncompleteBodyError
     return digest
 
@@ -125,7 +148,7 @@ def _digest_of_read(request: HttpRequest, stream: DigestingStream) -> bytes:
     rest = Spool(stream, None, "")
     call_on_close(request, rest.close)
     _set_stream(request, rest.file)
-    if stream.length < _declared_length(request):
+    if stream.length < (_declared_length(request) or 0):
         raise IncompleteBodyError
     return stream.digest()
 

@@ -195,6 +195,12 @@ def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
 
     A stream is recorded at its end, or when the request is closed.
     """
+    if not run.records:
+        run.abandon()
+        response.headers.pop(STORE_HEADER, None)
+        for name, value in run.headers:
+            response.headers[name] = value
+        return
     try:
         headers = []
         for header in response.items():

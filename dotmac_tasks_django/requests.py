@@ -16,7 +16,7 @@ from django.utils.functional import SimpleLazyObject, empty
 from dotmac_tasks.fingerprint import selected_digest
 from dotmac_tasks.http import principal_scope
 from dotmac_tasks.manager import BackgroundOperationsManager
-from dotmac_tasks_django.bodies import request_body_digest
+from dotmac_tasks_django.bodies import ensure_whole_body, request_body_digest
 from dotmac_tasks_django.conf import get_manager
 
 __all__ = ["Adapter", "DjangoRequest", "current_adapter", "find_tenant_id", "find_user_id"]
@@ -126,6 +126,12 @@ class DjangoRequest:
         credentials = None if user else _join_credentials(adapter, meta)
         return tenant or "default", principal_scope(user, credentials)
 
+    def read_body(self) -> None:
+        """
+        Make sure that the body is whole; the view finds it as if nobody had read it.
+        """
+        ensure_whole_body(self._request)
+
     def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
         """
         Return the digest of the body; the view finds it as if nobody had read it.
@@ -146,20 +152,22 @@ def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | N
     Raises:
         ImproperlyConfigured: It is an object without a stable text.
     """
-    for candidate in (
-        getattr(request, "tenant", None),
-        getattr(request, "tenant_id", None),
-        view_kwargs.get("tenant_id"),
-    ):
-        if candidate is not None:
-            found = _to_id(candidate, "TENANT")
-            if found is None:
-                raise _without_id(candidate, "TENANT")
-            return found
-    return None
+    candidate: Any = getattr(request, "tenant", None)
+    if candidate is None:
+        candidate = getattr(request, "tenant_id", None)
+    if candidate is None:
+        candidate = view_kwargs.get("tenant_id")
+    if candidate is None:
+        return None
+    found = _to_id(candidate, "TENANT")
+    if found is None:
+        raise _without_id(candidate, "TENANT")
+    return found
 
 
 def _to_id(candidate: Any, setting: str) -> str | None:
+    if type(candidate) is str:
+        return candidate
     value = getattr(candidate, "pk", candidate)
     if value is None:
         return None  # an anonymous user, too

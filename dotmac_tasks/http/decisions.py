@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 
 from dotmac_tasks.claims import Claim, IdempotencyGuard, log_fields
 from dotmac_tasks.config import TasksConfig
@@ -14,6 +16,7 @@ from dotmac_tasks.errors import (
     InvalidKeyError,
     StorageError,
     StorageTimeoutError,
+    StorageUnavailableError,
 )
 from dotmac_tasks.events import EventDispatcher
 from dotmac_tasks.fingerprint import request_fingerprint
@@ -45,6 +48,9 @@ logger = logging.getLogger(__name__)
 # Nobody should be told to come back later than this while the work may end any second.
 _LONGEST_RETRY_AFTER = 5
 
+# Seconds between two messages that requests are served beside a storage that is left alone.
+_COMPLAINT_INTERVAL = 10.0
+
 # Far more than a project has views with options.
 _MOST_RESOLVED = 1_000
 
@@ -53,8 +59,9 @@ class HttpIdempotency:
     """
     Decides for one manager's settings and storage.
 
-    Instances may be shared between threads; the cache of resolved options is
-    guarded by nothing, since two threads can only put the same value there.
+    Instances may be shared between threads. Two things are guarded by nothing:
+    the cache of resolved options, where two threads can only put the same value,
+    and the time of the next complaint, which two may make at once.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class HttpIdempotency:
         self._methods = frozenset(config.methods)
         self._default = resolve_policy(config, ViewOptions())
         self._resolved: dict[int, tuple[ViewOptions, Policy]] = {}
+        self._complain_at = -math.inf
         self._is_exempt = config.is_exempt
         self._anonymous = config.anonymous
         self._asks_for_user = config.anonymous != "share"
@@ -113,12 +121,23 @@ class HttpIdempotency:
             if self._anonymous == "ignore" and not policy.required:
                 return None
             return self._refuse("unauthenticated", client_key)
+        claim_request: ClaimRequest | None = None
         try:
-            claim_request = self._claim_request(request, policy, client_key, tenant, principal)
+            if self._guard.storage.is_refusing:
+                # It is not asked, so nothing is prepared for it. But half a body is no more what
+                # the client wants than at other times.
+                request.read_body()
+            else:
+                claim_request = self._claim_request(request, policy, client_key, tenant, principal)
         except IncompleteBodyError:
             return self._refuse("incomplete-body", client_key)
         except UnknownLengthError:
             return self._refuse("length-required", client_key)
+        if claim_request is None:
+            describe = partial(
+                _describe, tenant, principal, request.method, request.path, policy, client_key
+            )
+            return self._beside_storage(describe, client_key, policy)
         wait = policy.wait if policy.in_progress == "wait" else 0.0
         find = policy.find_reconcile
         reconciler = None if find is None else Reconciler(find, lambda: request.native, True)
@@ -152,23 +171,15 @@ class HttpIdempotency:
         principal: str,
     ) -> ClaimRequest:
         method, path = request.method, request.path
-        return ClaimRequest(
-            http_storage_key(tenant, principal, client_key),
-            new_token(),
-            tenant,
-            # A digest of credentials scopes the key; it is not left lying in a storage.
-            principal.removeprefix(USER_SCOPE) if principal.startswith(USER_SCOPE) else "",
-            f"{method} {path}"[:200],
-            request_fingerprint(
-                method,
-                path,
-                request.query,
-                request.content_type,
-                request.body_digest(policy.fingerprint),
-            ),
-            policy.ttl,
-            policy.lease,
-            policy.on_abandoned,
+        fingerprint = request_fingerprint(
+            method,
+            path,
+            request.query,
+            request.content_type,
+            request.body_digest(policy.fingerprint),
+        )
+        return _describe(
+            tenant, principal, method, path, policy, client_key, new_token(), fingerprint
         )
 
     # Answers
@@ -236,9 +247,57 @@ class HttpIdempotency:
                 # Nobody works under it: it must not keep the next attempt out.
                 self._guard.forget(request, error, since)
             return self._refuse("storage-unavailable", client_key, retry_after=1)
-        note_unprotected(self._context.events, request, error)
+        note_unprotected(self._context.events, request, type(error).__name__)
         claim = self._guard.unconfirmed(request, error, since) if doubtful else None
         return Run(self._context, client_key, request, claim, protected=False)
 
+    def _beside_storage(
+        self, describe: Callable[[], ClaimRequest], client_key: str, policy: Policy
+    ) -> Answer | Run:
+        """
+        Answer while the storage is left alone; one line in the log now and then tells of it.
+        """
+        now = self._guard.monotonic()
+        if now >= self._complain_at:
+            self._complain_at = now + _COMPLAINT_INTERVAL
+            logger.warning(
+                "The storage failed repeatedly and is left alone for a moment; requests %s",
+                "are refused" if policy.is_strict else "run unprotected",
+                extra=log_fields(describe()),
+            )
+        if policy.is_strict:
+            return self._refuse("storage-unavailable", client_key, retry_after=1)
+        events = self._context.events
+        if events.active:
+            note_unprotected(events, describe(), StorageUnavailableError.__name__)
+        return Run(self._context, client_key, describe, None, protected=False)
+
     def _refuse(self, name: str, client_key: str, *, retry_after: int = 0) -> Answer:
         return problem_answer(name, [(self._key_name, client_key)], retry_after=retry_after)
+
+
+def _describe(
+    tenant: str,
+    principal: str,
+    method: str,
+    path: str,
+    policy: Policy,
+    client_key: str,
+    owner: str = "",
+    fingerprint: str = "",
+) -> ClaimRequest:
+    """
+    Put together what is claimed, or without an owner what logs and helpers need of it.
+    """
+    return ClaimRequest(
+        http_storage_key(tenant, principal, client_key),
+        owner,
+        tenant,
+        # A digest of credentials scopes the key; it is not left lying in a storage.
+        principal.removeprefix(USER_SCOPE) if principal.startswith(USER_SCOPE) else "",
+        f"{method} {path}"[:200],
+        fingerprint,
+        policy.ttl,
+        policy.lease,
+        policy.on_abandoned,
+    )

@@ -76,6 +76,16 @@ class HttpRequest(Protocol):
         """
         ...
 
+    def read_body(self) -> None:
+        """
+        Read the body to its end and leave it to the application, without a digest.
+
+        Raises:
+            IncompleteBodyError: The body ended early.
+            UnknownLengthError: The body has no end that is known.
+        """
+        ...
+
     def body_digest(self, selector: Callable[[Any], Any] | None) -> bytes:
         """
         Return the digest of the body, or of what a view's selector makes of it.
@@ -89,7 +99,7 @@ class HttpRequest(Protocol):
 
 class IncompleteBodyError(Exception):
     """
-    The client went away while it sent the body; raised by `HttpRequest.body_digest`.
+    The client went away while it sent the body; raised where an `HttpRequest` reads it.
 
     Immutable. What arrived is not what the client meant, so nothing is claimed.
     """
@@ -97,7 +107,7 @@ class IncompleteBodyError(Exception):
 
 class UnknownLengthError(Exception):
     """
-    Nobody says clearly where the body ends; raised by `HttpRequest.body_digest`.
+    Nobody says clearly where the body ends; raised where an `HttpRequest` reads it.
 
     Immutable. Taken for empty, it would be the same as any other body.
     """

@@ -5,7 +5,7 @@ One request whose work runs: how it ends, and what is recorded then.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dotmac_tasks.claims import Claim, log_fields
@@ -33,6 +33,9 @@ keeps it for so many seconds. Adapters remove it and pass it to `Run.follow`.
 # Answers that say "not now" or "not you": the same request may do better later.
 _RELEASING = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
 
+# What an answer carries whose retry would run the work again.
+_UNPROTECTED = ("X-Idempotency-Status", "unprotected")
+
 # A directive cannot keep a response longer than a setting could: a hundred years.
 _LONGEST_KEPT = 100 * 365 * 86_400
 
@@ -57,12 +60,12 @@ class RunContext(NamedTuple):
     key_name: str
 
 
-def note_unprotected(events: EventDispatcher, request: ClaimRequest, error: StorageError) -> None:
+def note_unprotected(events: EventDispatcher, request: ClaimRequest, error: str) -> None:
     """
     Tell the hooks of work that a retry would not recognise.
     """
     if events.active:
-        events.emit(StorageUnprotected(**log_fields(request), error=type(error).__name__))
+        events.emit(StorageUnprotected(**log_fields(request), error=error))
 
 
 class Run:
@@ -75,7 +78,6 @@ class Run:
 
     Attributes:
         key: The client's key.
-        storage_key: The stored key.
         headers: What the response carries besides the application's headers.
         protected: Whether a claim is held.
     """
@@ -84,9 +86,9 @@ class Run:
         "_claim",
         "_context",
         "_deferred",
+        "_described",
         "_ended",
         "_keep",
-        "_request",
         "_result",
         "_retention",
         "_spoiled",
@@ -94,14 +96,13 @@ class Run:
         "headers",
         "key",
         "protected",
-        "storage_key",
     )
 
     def __init__(
         self,
         context: RunContext,
         key: str,
-        request: ClaimRequest,
+        request: ClaimRequest | Callable[[], ClaimRequest],
         claim: Claim | None,
         *,
         protected: bool = True,
@@ -109,10 +110,12 @@ class Run:
     ) -> None:
         """
         Wrap a claim, or the lack of one while the storage is down.
+
+        A request that was not claimed is described when somebody asks.
         """
         self._context = context
         self._strict = strict
-        self._request = request
+        self._described = request
         self._claim = claim
         self._result: bytes | None = None
         self._keep: bool | None = None
@@ -122,10 +125,23 @@ class Run:
         self._ended = False
         self.key = key
         self.protected = protected
-        self.storage_key = request.key
         self.headers: Headers = [(context.key_name, key)]
         if not protected:
-            self.headers.append(("X-Idempotency-Status", "unprotected"))
+            self.headers.append(_UNPROTECTED)
+
+    @property
+    def storage_key(self) -> str:
+        """
+        The stored key.
+        """
+        return self._request.key
+
+    @property
+    def _request(self) -> ClaimRequest:
+        described = self._described
+        if not isinstance(described, ClaimRequest):
+            described = self._described = described()
+        return described
 
     @property
     def ended(self) -> bool:
@@ -133,6 +149,13 @@ class Run:
         Whether the outcome has been decided, so that nothing can be said of it any more.
         """
         return self._ended
+
+    @property
+    def records(self) -> bool:
+        """
+        Whether an end can be recorded; False while the storage is left alone.
+        """
+        return self._claim is not None
 
     @property
     def max_body(self) -> int:
@@ -184,7 +207,7 @@ class Run:
                 error,
                 extra=log_fields(self._request),
             )
-            note_unprotected(self._context.events, self._request, error)
+            note_unprotected(self._context.events, self._request, type(error).__name__)
         self._deferred = True
         return self.storage_key
 
@@ -215,7 +238,7 @@ class Run:
         """
         End with a whole response: it is recorded, or the key is released.
         """
-        if self._settled_before_body(status) or not self._end():
+        if self._settled_before_body(status) or not self._end() or self._claim is None:
             return
         self._complete(self._context.keeper.encode(self._request, status, headers, body))
 

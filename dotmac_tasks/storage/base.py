@@ -65,6 +65,16 @@ class Storage(ABC):
         """
         return None
 
+    @property
+    def is_refusing(self) -> bool:
+        """
+        Whether a call that is made now would fail at once, unsent. Asks nobody.
+
+        Where it is true, requests get their answer without a claim; a storage
+        without a circuit breaker never refuses.
+        """
+        return False
+
     # Idempotency records
 
     @abstractmethod

@@ -58,6 +58,16 @@ class CircuitBreaker:
                 return "closed"
             return "half-open" if self._is_cool() else "open"
 
+    @property
+    def is_refusing(self) -> bool:
+        """
+        Whether a call that is made now would not be let through; takes nobody's place as a probe.
+        """
+        if self._failures < self._threshold:
+            return False
+        since = self._clock.monotonic() - self._cooldown
+        return self._opened_at > since or self._probed_at > since
+
     def lets_through(self) -> bool:
         """
         Tell whether a call may be made; if so, one of `record_…` must follow.
@@ -65,12 +75,9 @@ class CircuitBreaker:
         if self._failures < self._threshold:
             return True
         with self._lock:
-            if self._failures < self._threshold:
-                return True
-            now = self._clock.monotonic()
-            if not self._is_cool() or now - self._probed_at < self._cooldown:
+            if self.is_refusing:
                 return False
-            self._probed_at = now
+            self._probed_at = self._clock.monotonic()
             return True
 
     def record_success(self) -> None:

@@ -52,6 +52,13 @@ class ObservedStorage(Storage):
         """
         return self.wrapped.name
 
+    @property
+    def is_refusing(self) -> bool:
+        """
+        Whether the wrapped storage would refuse a call at once.
+        """
+        return self.wrapped.is_refusing
+
     def claim_operation(self, request: ClaimRequest) -> ClaimReply:
         """
         Pass it on.

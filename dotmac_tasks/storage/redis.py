@@ -188,6 +188,13 @@ class RedisStorage(Storage):
         """
         return self._channel.breaker.state
 
+    @property
+    def is_refusing(self) -> bool:
+        """
+        Whether the breaker is open.
+        """
+        return self._channel.breaker.is_refusing
+
     # Idempotency records
 
     def claim_operation(self, request: ClaimRequest) -> ClaimReply:

@@ -17,8 +17,10 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
+from dotmac_tasks.events import StorageUnprotected
 from dotmac_tasks.http import RecordedResponse
 from dotmac_tasks.reconciliation import AbandonedOperation, Verdict
+from dotmac_tasks.testing import EventRecorder
 from support.backends import Backend, MemoryBackend
 from support.concurrency import Counter, run_together, wait_until
 from support.faulty import FaultyStorage
@@ -1398,6 +1400,90 @@ def test_request_is_refused_while_the_storage_is_down_by_setting(
     assert client.send().status == 200
     faulty.heal()
     assert client.send(key=KEY).status == 200
+
+
+@pytest.mark.parametrize("setting", ["proceed", "reject"])
+def test_storage_that_refuses_is_not_asked(
+    serve: Any, faulty: FaultyStorage, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    While the breaker is open nothing is sent; the answers are those of an outage, said once.
+    """
+    work = Work()
+    recorder = EventRecorder()
+    client = serve(work, faulty, on_storage_error=setting, hooks=[recorder])
+    faulty.is_refusing = True
+    answers = [client.send(key=f"{KEY}{number}") for number in range(3)]
+    if setting == "proceed":
+        assert [each.json()["run"] for each in answers] == [1, 2, 3]
+        assert {each.get("X-Idempotency-Status") for each in answers} == {"unprotected"}
+    else:
+        assert {(each.status, each.problem) for each in answers} == {(503, "storage-unavailable")}
+        assert {each.get("Retry-After") for each in answers} == {"1"}
+        assert work.runs == 0
+    assert [each.get("X-Idempotency-Key") for each in answers] == [f"{KEY}{n}" for n in range(3)]
+    assert faulty.calls == []
+    assert caplog.text.count("is left alone for a moment") == 1
+    assert client.manager.events.flush(30)
+    told = recorder.of_type(StorageUnprotected)
+    assert len({event.key_hash for event in told}) == (3 if setting == "proceed" else 0)
+    faulty.is_refusing = False
+    assert_replay(*send_twice(client))
+
+
+def test_storage_that_refuses_changes_nothing_for_the_application(
+    serve: Any, faulty: FaultyStorage
+) -> None:
+    """
+    Beside a storage that is left alone the application sees what it always sees.
+    """
+    seen: list[Any] = []
+
+    def work(call: Call) -> Reply:
+        seen.append((call.key, call.body, call.defer()))
+        call.set_result({"ignored": True})
+        return Reply(201, [*JSON, ("X-Idempotency-Store", "yes")], b"{}")
+
+    client = serve(work, faulty)
+    for faulty.is_refusing in (True, False):
+        answer = client.send(key=KEY, body=b"[1]")
+        assert (answer.status, answer.body) == (201, b"{}")
+        assert answer.get("X-Idempotency-Store") is None
+    assert seen[0] == seen[1]
+    assert seen[0][:2] == (KEY, b"[1]")
+    assert faulty.find_operation(seen[0][2]) is not None
+
+
+def test_half_a_body_is_refused_while_the_storage_refuses(
+    serve: Any, faulty: FaultyStorage
+) -> None:
+    """
+    A body that ended early is not carried out, whether or not anything can be claimed.
+    """
+    work = Work()
+    client = serve(work, faulty)
+    faulty.is_refusing = True
+    for content_type in ("application/json", "multipart/form-data; boundary=x"):
+        answer = client.send(key=KEY, content_type=content_type, CONTENT_LENGTH="99")
+        assert (answer.status, answer.problem) == (400, "incomplete-body")
+    assert work.runs == 0
+
+
+def test_upload_passes_while_the_storage_refuses(serve: Any, faulty: FaultyStorage) -> None:
+    """
+    An upload reaches the application whole, whether or not anything can be claimed.
+    """
+    seen: list[bytes] = []
+
+    def work(call: Call) -> Reply:
+        seen.append(call.body)
+        return Reply()
+
+    client = serve(work, faulty)
+    body = b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n--x--\r\n"
+    faulty.is_refusing = True
+    answer = client.send(key=KEY, content_type="multipart/form-data; boundary=x", body=body)
+    assert (answer.status, seen) == (200, [body])
 
 
 def test_refused_request_leaves_no_claim_behind(serve: Any, faulty: FaultyStorage) -> None:

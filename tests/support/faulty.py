@@ -25,6 +25,10 @@ class FaultyStorage(MemoryStorage):
     """
 
     name = "faulty"
+    is_refusing = False
+    """
+    Whether it says that it would refuse every call; it does not refuse one for that.
+    """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         super().__init__(clock=clock)

@@ -409,7 +409,7 @@ def test_key_that_cannot_be_given_back_for_too_long_is_left_to_its_lease(
 def test_giving_back_yields_where_too_much_waits(
     bench: GuardBench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the heartbeat has no room for one more, the lease of the key decides, and it is said."""
+    """Where the heartbeat has no room for one more, the lease decides, and it is said."""
     monkeypatch.setattr(heartbeat_module, "_MAX_UNWRITTEN", 0)
     assert not bench.unconfirmed(bench.request(), waited=2.0).release()
     assert bench.heartbeat.unwritten_count == 0

@@ -131,3 +131,15 @@ def test_breaker_forgets_when_it_is_reset(opened: CircuitBreaker) -> None:
     opened.reset()
     assert opened.state == "closed"
     assert opened.lets_through()
+
+
+def test_breaker_says_that_it_would_refuse(opened: CircuitBreaker, clock: FakeClock) -> None:
+    """Asking whether it refuses takes nobody's place as the probe."""
+    assert opened.is_refusing
+    clock.advance(5)
+    assert not opened.is_refusing
+    assert not opened.is_refusing
+    assert opened.lets_through()
+    assert opened.is_refusing
+    opened.record_success()
+    assert not opened.is_refusing

@@ -61,6 +61,7 @@ class Observed:
         self.inner = create_autospec(Storage, instance=True)
         self.inner.name = "inner"
         self.inner.breaker_state = "open"
+        self.inner.is_refusing = True
         self.storage = ObservedStorage(self.inner, self.dispatcher, self.clock)
 
     def answer(self, verb: str, outcome: object) -> None:
@@ -140,3 +141,9 @@ def test_name_is_the_one_of_the_wrapped_storage(observed: Observed) -> None:
     """
     assert observed.storage.name == "inner"
     assert observed.storage.wrapped is observed.inner
+
+
+def test_refusing_is_the_wrapped_storages(observed: Observed) -> None:
+    """Whether calls would be refused is asked of the wrapped storage, and is no call to tell of."""
+    assert observed.storage.is_refusing is True
+    assert observed.told() == []
