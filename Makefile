@@ -10,7 +10,7 @@ SOURCES := $(shell find dotmac_tasks dotmac_tasks_django -type f -not -path '*/_
 export UV_PYTHON_DOWNLOADS := never
 
 .DEFAULT_GOAL := help
-.PHONY: help test check docs format bench demo serve clean
+.PHONY: help test check docs format bench soak demo serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ format: $(VENV)/.tools ## format and fix
 
 bench: $(BENCH)/.installed ## measure
 	$(BENCH)/bin/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.installed ## mixed traffic through every outage, and an exact audit
+	PYTHONSAFEPATH=1 PYTHONPATH=tests $(BIN)/python -m support.soak $(ARGS)
 
 demo: $(VENV)/.installed ## a storm of retried orders against a real shop
 	$(BIN)/python examples/shop/demo.py $(ARGS)

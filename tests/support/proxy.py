@@ -33,8 +33,8 @@ class RedisProxy(ProxyControls):
     replies, and hands them back; subscriptions and MONITOR do not work through it. `host`, `port`
     and `url` are where it listens.
 
-    Instances may be shared between threads: `_lock` guards `_sockets` too; no socket is read or
-    written under it.
+    Instances may be shared between threads: `_lock` guards `_sockets` and `_upstream` too; no
+    socket is read or written under it.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -66,6 +66,22 @@ class RedisProxy(ProxyControls):
         Return the URL of Redis through this proxy.
         """
         return f"redis://{self.host}:{self.port}/{db}"
+
+    @property
+    def open_count(self) -> int:
+        """
+        How many sockets are open, those to Redis included.
+        """
+        with self._lock:
+            return len(self._sockets)
+
+    def redirect(self, port: int) -> None:
+        """
+        Stand before the Redis on another port from now on; connections to the old one are cut.
+        """
+        with self._lock:
+            self._upstream = (self._upstream[0], port)
+        self.cut()
 
     def cut(self) -> None:
         """

@@ -107,13 +107,14 @@ class RedisServer:
                 f'tls-ca-cert-file "{tls.ca}"',
                 "tls-auth-clients no",
             ]
+        self._lines = [*lines, *config]
+        self._replica_lines: list[str] = []
         if replica_of is not None:
-            lines += [
+            self._replica_lines = [
                 f"replicaof {_HOST} {replica_of.port}",
                 f"masteruser {_ADMIN}",
                 f"masterauth {replica_of._admin_password}",
             ]
-        self._lines = [*lines, *config]
 
     def __enter__(self) -> Self:
         try:
@@ -219,6 +220,14 @@ class RedisServer:
             (self.directory / "appendonly.aof").unlink(missing_ok=True)  # Redis 6
         self.start()
 
+    def promote(self) -> None:
+        """
+        Turn a replica into a master, for good: what its old master gets from now on it never sees.
+        """
+        self.command("REPLICAOF", "NO", "ONE")
+        self._replica_of = None
+        self._replica_lines = []
+
     def pause(self) -> None:
         """
         Freeze the server: it accepts connections and answers nothing.
@@ -267,7 +276,7 @@ class RedisServer:
         if self._tls is not None:
             ports.append(f"tls-port {self.tls_port}")
         path = self.directory / "redis.conf"
-        path.write_text("\n".join([*ports, *self._lines, ""]))
+        path.write_text("\n".join([*ports, *self._lines, *self._replica_lines, ""]))
         with self._log_path.open("ab") as log:
             process = subprocess.Popen(
                 [program, str(path)],

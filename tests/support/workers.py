@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from support.http_clients import Response
@@ -57,10 +58,20 @@ class Worker:
     Args:
         adapter: `wsgi` or `django`.
         clock_offset: Seconds by which the process's clock is wrong; WSGI only.
+        program: The module to run instead, which speaks as that one does.
+        environment: Variables of the process, beside ours.
         settings: Of the library, by their lower-case names.
     """
 
-    def __init__(self, adapter: str, *, clock_offset: float = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        adapter: str,
+        *,
+        clock_offset: float = 0,
+        program: str = "support.worker_program",
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **settings: Any,
+    ) -> None:
         options = {"adapter": adapter, "clock_offset": clock_offset, "settings": settings}
         self._changed = threading.Condition()
         self._lines: list[dict[str, Any]] = []
@@ -68,11 +79,11 @@ class Worker:
         self._commands = 0
         self._frozen = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "support.worker_program", json.dumps(options)],
+            [sys.executable, "-m", program, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=child_environment(),
+            env=child_environment(**environment),
             start_new_session=True,  # Ctrl-C ends the tests, which then end it
         )
         self.pid = self._process.pid

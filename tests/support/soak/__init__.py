@@ -1,0 +1,3 @@
+"""
+Some minutes of mixed traffic through every outage, and an audit of what came of it.
+"""
