@@ -175,7 +175,8 @@ class Claim(HeldClaim):
 
         Returns:
             True if it is free now. False if it was lost, or if the storage
-            failed: then the lease decides. Harmless after another ending.
+            failed: then the heartbeat goes on trying, and the lease decides who is
+            first. Harmless after another ending.
         """
         if not self._end():
             return False
@@ -184,8 +185,11 @@ class Claim(HeldClaim):
             return False
         try:
             outcome = self._guard.storage.release_operation(self.lease.name, self.lease.owner)
+        except CorruptRecordError as error:
+            self._report("A key cannot be released: %s", error)
+            return False
         except StorageError as error:
-            self._report("A key could not be released; its lease decides: %s", error)
+            self._release_later(error)
             return False
         return outcome is _DONE
 
@@ -265,7 +269,9 @@ class Claim(HeldClaim):
 
     def _release_later(self, error: StorageError) -> None:
         self._releasing = True
-        if not self._guard.heartbeat.retry_completion(self, renew=False):
+        if self._guard.heartbeat.retry_completion(self, renew=False):
+            self._report("A key could not be released and is tried again: %s", error)
+        else:
             self._report("A key could not be released; its lease decides: %s", error)
 
     def write_outcome(self) -> WriteOutcome:

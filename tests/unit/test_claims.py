@@ -113,14 +113,37 @@ def test_abandoned_claim_is_left_to_its_lease(bench: GuardBench) -> None:
     assert bench.claim().taken_over
 
 
-def test_release_that_fails_leaves_the_lease_to_decide(bench: GuardBench) -> None:
-    """A storage that fails at the release raises nothing; the key is free after its lease."""
+def test_release_that_fails_is_tried_again(bench: GuardBench) -> None:
+    """A storage that fails at the release raises nothing; the key is free when it is back."""
     claim = bench.claim()
     bench.storage.refuse("release_operation")
     assert not claim.release()
-    assert bench.heartbeat.held_count == 0
-    bench.clock.advance(LEASE + 1)
-    assert bench.claim().taken_over
+    assert (bench.heartbeat.held_count, bench.heartbeat.unwritten_count) == (0, 1)
+    assert bench.reply().outcome is ClaimOutcome.IN_PROGRESS
+    bench.clock.advance(1)
+    bench.heartbeat.beat()
+    assert (bench.status(), bench.heartbeat.unwritten_count) == (None, 0)
+    assert bench.claim().fencing_token > claim.fencing_token
+
+
+def test_release_that_comes_late_leaves_the_successor(bench: GuardBench) -> None:
+    """A release that is tried again does not take the key from who has taken over meanwhile."""
+    claim = bench.claim()
+    bench.storage.refuse("release_operation")
+    claim.release()
+    bench.take_over()
+    bench.heartbeat.beat()
+    assert bench.heartbeat.unwritten_count == 0
+    assert bench.record().fencing_token > claim.fencing_token
+    assert bench.guard.counts.lost == 0
+
+
+def test_release_of_a_damaged_record_is_not_tried_again(bench: GuardBench) -> None:
+    """What cannot be read cannot be released later, either."""
+    claim = bench.claim()
+    bench.storage.refuse("release_operation", error=CorruptRecordError("faulty", "key", "damaged"))
+    assert not claim.release()
+    assert bench.heartbeat.unwritten_count == 0
 
 
 def test_release_after_a_takeover_leaves_the_successor(bench: GuardBench) -> None:
@@ -598,7 +621,8 @@ def test_corrupt_record_ends_a_wait(bench: GuardBench) -> None:
 
 
 def test_forgetting_beside_a_dead_storage_is_harmless(bench: GuardBench) -> None:
-    """Giving back a claim in doubt is tried once and raises nothing."""
+    """Giving back a claim in doubt raises nothing, and is tried again."""
     bench.storage.refuse("release_operation")
     bench.guard.forget(bench.request(), IN_DOUBT, bench.clock.monotonic())
     assert bench.storage.calls == ["release_operation"]
+    assert bench.heartbeat.unwritten_count == 1
