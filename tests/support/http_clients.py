@@ -252,10 +252,12 @@ def make_wsgi_app(handler: Handler) -> Any:
 
 
 @contextmanager
-def open_wsgi(handler: Handler, storage: Storage, settings: dict[str, Any]) -> Iterator[HttpClient]:
+def open_wsgi(
+    handler: Handler, storage: Storage, settings: dict[str, Any], **options: Any
+) -> Iterator[HttpClient]:
     with BackgroundOperationsManager(storage, **settings) as manager:
         app = validator(make_wsgi_app(handler))
-        yield HttpClient(BackgroundOperationsMiddleware(app, manager), manager)
+        yield HttpClient(BackgroundOperationsMiddleware(app, manager, **options), manager)
 
 
 # Django
@@ -272,22 +274,25 @@ def get_handed_over() -> Storage:
 
 @contextmanager
 def open_django(
-    handler: Handler, storage: Storage, settings: dict[str, Any]
+    handler: Handler, storage: Storage, settings: dict[str, Any], **options: Any
 ) -> Iterator[HttpClient]:
     from django.core.handlers.wsgi import WSGIHandler
     from django.test import override_settings
     from django.urls import re_path
 
-    from dotmac_tasks_django import get_manager
+    from dotmac_tasks_django import get_manager, idempotent
     from support.django_project.connections import left_alone
 
     _handed_over.append(storage)
     tasks = {name.upper(): value for name, value in settings.items()}
     tasks["STORAGE"] = {"BACKEND": "support.http_clients.get_handed_over"}
+    view = make_django_view(handler)
+    if options:
+        view = idempotent(**options)(view)
     overrides = override_settings(
         DOTMAC_TASKS=tasks,
         MIDDLEWARE=["dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"],
-        ROOT_URLCONF=(re_path("", make_django_view(handler)),),
+        ROOT_URLCONF=(re_path("", view),),
     )
     try:
         with overrides, left_alone():
@@ -336,5 +341,7 @@ def make_django_view(handler: Handler) -> Any:
 
 ADAPTERS: dict[str, Callable[..., Any]] = {"wsgi": open_wsgi, "django": open_django}
 """
-What opens a client of each adapter: `open(handler, storage, settings)`.
+What opens a client of each adapter: `open(handler, storage, settings, **options)`.
+
+The options are those of the one view, or of the one middleware under WSGI.
 """
