@@ -69,6 +69,20 @@ def _scale(server: RedisServer, quick: bool) -> Sequence[Section]:
     return measure_scale(100_000 if quick else 1_000_000, rounds=8 if quick else 30)
 
 
+def _outage(server: RedisServer, quick: bool) -> Sequence[Section]:
+    from benchmarks.outage import measure_outage
+
+    return measure_outage(
+        server.port, rounds=100 if quick else 400, size=20, trials=3 if quick else 10
+    )
+
+
+def _crowd(server: RedisServer, quick: bool) -> Sequence[Section]:
+    from benchmarks.crowd import count_crowds
+
+    return [count_crowds(server.url(3))]
+
+
 def _imports(server: RedisServer, quick: bool) -> Sequence[Section]:
     from benchmarks.imports import measure_imports
 
@@ -82,6 +96,8 @@ _PARTS: dict[str, _Part] = {
     "round-trips": _round_trips,
     "redis": _redis,
     "memory": _memory,
+    "outage": _outage,
+    "crowd": _crowd,
     "storage": _storage,
     "sizes": _sizes,
     "scale": _scale,

@@ -11,20 +11,20 @@ from itertools import cycle, islice
 import pytest
 
 from support.concurrency import wait_until
+from support.crowd import CROWD, SETTINGS, TRIALS, send_crowd
 from support.http_clients import Response
 from support.redis_server import RedisServer
 from support.workers import Worker
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
-CROWD = 50
 PROCESSES = 3
 LIMIT = 60.0
 
 OpenWorkers = Callable[..., list[Worker]]
 
 
-def send_crowd(
+def hold_crowd(
     workers: list[Worker], until: Callable[[int], bool]
 ) -> tuple[list[Response], list[Response]]:
     """
@@ -44,6 +44,33 @@ def send_crowd(
         return [each.result(LIMIT) for each in early], [each.result(LIMIT) for each in late]
 
 
+@pytest.mark.parametrize("in_progress", SETTINGS)
+@pytest.mark.parametrize(("storage", "processes"), [("memory", 1), ("redis", PROCESSES)])
+def test_new_key_runs_once_in_every_trial(
+    open_workers: OpenWorkers,
+    request: pytest.FixtureRequest,
+    adapter: str,
+    storage: str,
+    processes: int,
+    in_progress: str,
+) -> None:
+    """
+    In 20 of 20 crowds of 50 one runs, and the others get what is promised to them.
+    """
+    url = "memory://"
+    if storage == "redis":
+        url = request.getfixturevalue("redis_server").url()
+    workers = open_workers(processes, adapter, url, **SETTINGS[in_progress])
+    trials = [send_crowd(workers, f"k{number}", in_progress) for number in range(TRIALS)]
+    assert [trial.runs for trial in trials] == [1] * TRIALS
+    assert all(trial.is_right(in_progress, processes) for trial in trials)
+    for trial in trials:
+        assert all(int(each.get("Retry-After") or 0) >= 1 for each in trial.early)
+    replays = [worker.post(f"k{n}", "/held") for worker in workers for n in range(TRIALS)]
+    assert all(each.is_replay for each in replays)
+    assert sum(worker.runs for worker in workers) == TRIALS
+
+
 @pytest.mark.parametrize(("in_progress", "status"), [("accepted", 202), ("conflict", 409)])
 def test_crowd_runs_once_and_the_others_are_told_so(
     open_workers: OpenWorkers,
@@ -56,7 +83,7 @@ def test_crowd_runs_once_and_the_others_are_told_so(
     Of 50 requests with one new key in three processes one runs, 49 are told that it is running.
     """
     workers = open_workers(PROCESSES, adapter, redis_server.url(), in_progress=in_progress)
-    early, (first,) = send_crowd(workers, lambda answered: answered == CROWD - 1)
+    early, (first,) = hold_crowd(workers, lambda answered: answered == CROWD - 1)
     assert [each.status for each in early] == [status] * (CROWD - 1)
     assert all(int(each.get("Retry-After") or 0) >= 1 for each in early)
     assert not any(each.is_replay for each in early)
@@ -78,7 +105,7 @@ def test_crowd_waits_for_the_one_that_runs(
     workers = open_workers(
         PROCESSES, adapter, redis_server.url(), in_progress="wait", wait=LIMIT, max_waiting=CROWD
     )
-    early, late = send_crowd(workers, lambda _: any(worker.runs for worker in workers))
+    early, late = hold_crowd(workers, lambda _: any(worker.runs for worker in workers))
     answers = early + late
     assert sum(worker.runs for worker in workers) == 1
     assert {(each.status, each.body) for each in answers} == {(201, answers[0].body)}
@@ -95,7 +122,7 @@ def test_surplus_waiters_are_answered_at_once(
         PROCESSES, adapter, redis_server.url(), in_progress="wait", wait=LIMIT, max_waiting=2
     )
     surplus = CROWD - 1 - 2 * PROCESSES
-    early, late = send_crowd(workers, lambda answered: answered == surplus)
+    early, late = hold_crowd(workers, lambda answered: answered == surplus)
     assert [each.status for each in early] == [409] * surplus
     assert {(each.status, each.body) for each in late} == {(201, late[0].body)}
     assert sorted(each.is_replay for each in late) == [False] + [True] * (2 * PROCESSES)
