@@ -1231,3 +1231,15 @@ def test_uploaded_file_on_disk_is_rewound() -> None:
         return found
 
     assert digest(b"one") == digest(b"one") != digest(b"two")
+
+
+@pytest.mark.parametrize("touch", ["POST", "body"])
+def test_body_that_was_read_before_is_left_alone_in_an_outage(touch: str) -> None:
+    """What an earlier middleware has read is not read again, nor taken for half a body."""
+    from dotmac_tasks_django.bodies import ensure_whole_body
+
+    request = RequestFactory().post("/", {"a": "1"})
+    before = getattr(request, touch)
+    ensure_whole_body(request)
+    assert getattr(request, touch) == before
+    assert request.POST["a"] == "1"
