@@ -63,8 +63,8 @@ def read_runs(folder: Path) -> list[WorkRun]:
     """
     Return all runs that any process wrote down, in the order in which they began.
     """
-    lines = [json.loads(line) for path in folder.glob("*.jsonl") for line in path.open()]
-    return build_runs(lines)
+    files = [path.read_text() for path in folder.glob("*.jsonl")]
+    return build_runs(json.loads(line) for text in files for line in text.splitlines())
 
 
 def build_runs(lines: Iterable[dict[str, Any]]) -> list[WorkRun]:

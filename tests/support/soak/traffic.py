@@ -160,7 +160,8 @@ class Clients:
             )
             for number in range(count)
         ]
-        self._crowds = ThreadPoolExecutor(8, thread_name_prefix=f"crowd-{name}")
+        # A thread for each of a crowd, so that nobody waits for anybody else's answer.
+        self._crowds = ThreadPoolExecutor(3 * count, thread_name_prefix=f"crowd-{name}")
 
     def start(self) -> None:
         """
@@ -174,11 +175,12 @@ class Clients:
         Send no more, and wait for all answers; False if one never came.
         """
         self._stopping.set()
-        deadline = time.monotonic() + 2 * PATIENCE
+        deadline = time.monotonic() + 3 * PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self._crowds.shutdown(wait=False)
-        return not any(thread.is_alive() for thread in self._threads)
+        ended = not any(thread.is_alive() for thread in self._threads)
+        self._crowds.shutdown(wait=ended)
+        return ended
 
     def count(self) -> int:
         """
