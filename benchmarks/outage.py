@@ -86,7 +86,7 @@ def _measure_hung(port: int, trials: int) -> Section:
         (
             "Seconds that the slowest of four requests took more than a bare one, in",
             f"{trials} trials with STORAGE_TIMEOUT = {_TIMEOUT:g}; a quarter more is left to the",
-            "machine. To wait twice would show in every trial, a busy machine in the slowest.",
+            "machine. To wait twice would show in every trial, a busy machine in the slowest only.",
         ),
         ("", "slowest trial", "median", "target", ""),
     )
@@ -106,7 +106,7 @@ def _measure_hung(port: int, trials: int) -> Section:
 def _add(section: Section, what: str, extra: Series) -> None:
     section.keep(f"{what}, s", extra)
     worst = max(extra.values)
-    check = Check(f"A hung Redis: {what}", extra.median, _TIMEOUT * _SHARE, unit=" s")
+    check = Check(f"A hung Redis: {what}, slowest", worst, _TIMEOUT * _SHARE, unit=" s")
     section.add(what, f"{worst:.3f}", f"{extra.median:.3f}", check=check)
 
 
