@@ -31,6 +31,7 @@ __all__ = [
     "OperationPage",
     "OperationStatus",
     "PurgeReport",
+    "Quota",
     "SettleOutcome",
     "StorageHealth",
     "StorageStats",
@@ -293,6 +294,26 @@ class ClaimOutcome(StrEnum):
     """The key was used with a different fingerprint."""
     FOREIGN = "foreign"
     """The key belongs to another tenant."""
+    OVER_QUOTA = "over_quota"
+    """The key is new, and its caller may have no more of them in this window."""
+
+
+class Quota(NamedTuple):
+    """
+    How many new keys one caller may have.
+
+    A window begins with the first new key that is counted and lasts as long as it
+    did then. What is counted stays counted, whatever becomes of the key.
+
+    Attributes:
+        caller: Who is counted, as `keys.quota_caller` names them.
+        limit: Most new keys in one window.
+        window: Its length, in seconds.
+    """
+
+    caller: str
+    limit: int
+    window: float
 
 
 class ClaimRequest(NamedTuple):
@@ -311,6 +332,7 @@ class ClaimRequest(NamedTuple):
         on_abandoned: What may happen when the lease ends without an outcome.
         takeover: Fencing token of an abandoned claim that is taken over although
             its policy is `refuse`, because somebody is about to decide; 0 for none.
+        quota: How many new keys the caller may have; None for any number.
     """
 
     key: str
@@ -323,6 +345,7 @@ class ClaimRequest(NamedTuple):
     lease: float
     on_abandoned: AbandonedPolicy = "rerun"
     takeover: int = 0
+    quota: Quota | None = None
 
 
 class ClaimReply(NamedTuple):
@@ -333,7 +356,8 @@ class ClaimReply(NamedTuple):
         outcome: What the caller may do.
         fencing_token: Of the caller's claim, or of an unresolved one; else 0.
         payload: The recorded outcome as stored, if finished.
-        remaining: Seconds until the running executor's lease ends.
+        remaining: Seconds until the running executor's lease ends, or until the
+            window of a quota is over.
     """
 
     outcome: ClaimOutcome

@@ -105,6 +105,12 @@ class Storage(ABC):
         A record without a fingerprint (made pending without one) takes the
         caller's.
 
+        With a `quota`, an absent or expired key is counted for the caller in the
+        same atomic step. Where the limit is reached, nothing is written or counted
+        and the answer is OVER_QUOTA with the seconds that the window has left. A
+        key that is there is neither counted nor refused, so that a claim that is
+        sent again counts once.
+
         Raises:
             StorageError: As the module's rules say.
         """

@@ -35,6 +35,7 @@ from dotmac_tasks.models import (
     LockGrant,
     OperationStatus,
     PurgeReport,
+    Quota,
     SettleOutcome,
     StorageHealth,
     StorageStats,
@@ -159,6 +160,18 @@ class _HeldLock(Entry):
         self.fencing_token = fencing_token
 
 
+class _Window(Entry):
+    """
+    How many new keys a caller has had in a window; guarded by the storage's lock.
+    """
+
+    __slots__ = ("used",)
+
+    def __init__(self, name: str, expires: float) -> None:
+        super().__init__(name, expires)
+        self.used = 0
+
+
 _E = TypeVar("_E", bound=Entry)
 _Listing: TypeAlias = tuple[str, OperationStatus | None]
 
@@ -174,8 +187,8 @@ class MemoryStorage(Storage):
 
     Leases and expiry are measured by the monotonic clock; the wall clock is
     only shown. When it is full, expired records make room first, then the
-    finished ones that were recorded first; a claim, a pending record and a lock
-    never do. Where nothing else is left, `StorageUnavailableError` is raised.
+    finished ones that were recorded first; a claim, a pending record, a lock and
+    the counter of a quota never do. Where nothing else is left, `StorageUnavailableError` is raised.
 
     Args:
         max_records: How many records of all kinds it holds together.
@@ -203,6 +216,7 @@ class MemoryStorage(Storage):
         self._operations: dict[str, _Operation] = {}
         self._backgrounds: dict[str, _Background] = {}
         self._locks: dict[str, _HeldLock] = {}
+        self._windows: dict[str, _Window] = {}
         self._fence = 0
         self._expiry = ExpiryQueue()
         self._finished: OrderedDict[Entry, None] = OrderedDict()
@@ -231,9 +245,7 @@ class MemoryStorage(Storage):
             now = self._monotonic()
             record = self._operations.get(request.key)
             if record is None or record.expires <= now:
-                record = self._create(request, _IN_PROGRESS, now)
-                self._take(record, request, now)
-                return ClaimReply(_CLAIMED, record.fencing_token)
+                return self._claim_new(request, now)
             refusal = _compare(record, request)
             if refusal is not None:
                 return ClaimReply(refusal)
@@ -244,6 +256,18 @@ class MemoryStorage(Storage):
                 self._take(record, request, now)
                 return ClaimReply(_CLAIMED, record.fencing_token)
             return ClaimReply(ClaimOutcome.FINISHED, 0, record.payload)
+
+    def _claim_new(self, request: ClaimRequest, now: float) -> ClaimReply:
+        window = None
+        if request.quota is not None:
+            window = self._open_window(request.quota, now)
+            if window.used >= request.quota.limit:
+                return ClaimReply(ClaimOutcome.OVER_QUOTA, remaining=window.expires - now)
+        record = self._create(request, _IN_PROGRESS, now)
+        self._take(record, request, now)
+        if window is not None:
+            window.used += 1
+        return ClaimReply(_CLAIMED, record.fencing_token)
 
     def _claim_in_progress(
         self, record: _Operation, request: ClaimRequest, now: float
@@ -637,6 +661,18 @@ class MemoryStorage(Storage):
         self._expiry.schedule(record, expires)
         return record
 
+    def _open_window(self, quota: Quota, now: float) -> _Window:
+        """
+        Return the caller's window, a new one where there is none or it is over.
+        """
+        window = self._windows.get(quota.caller)
+        if window is None or window.expires <= now:
+            self._make_room(window, now)
+            window = _Window(quota.caller, now + quota.window)
+            self._windows[quota.caller] = window
+            self._expiry.schedule(window, window.expires)
+        return window
+
     def _take(
         self, record: _Operation, request: ClaimRequest, now: float, *, taken_over: bool = False
     ) -> None:
@@ -705,7 +741,12 @@ class MemoryStorage(Storage):
             self._remove(victim)
 
     def _count_records(self) -> int:
-        return len(self._operations) + len(self._backgrounds) + len(self._locks)
+        return (
+            len(self._operations)
+            + len(self._backgrounds)
+            + len(self._locks)
+            + len(self._windows)
+        )
 
     def _remove(self, entry: Entry) -> None:
         # The indexes first: a record that an interrupt leaves without them is still whole.
@@ -716,6 +757,8 @@ class MemoryStorage(Storage):
         elif isinstance(entry, _Background):
             self._unlist(entry)
             del self._backgrounds[entry.name]
+        elif isinstance(entry, _Window):
+            del self._windows[entry.name]
         else:
             del self._locks[entry.name]
 

@@ -177,6 +177,7 @@ class RedisStorage(Storage):
         self._locks = self._prefix + b":lock:"
         self._operations = self._prefix + b":operation:"
         self._fence = self._prefix + b":fence"
+        self._quotas = self._prefix + b":quota:"
         self._index = self._records + RESERVED_KEY.encode()
         # Ids of operations hold no colon, so no operation can have one of these names.
         self._operation_index = self._operations + b"index:expiry"
@@ -202,17 +203,18 @@ class RedisStorage(Storage):
         Claim a key, take over a lease that is over, or report what is there.
         """
         key = _encode(request.key)
-        reply = self._run(
-            _CLAIM,
-            (self._index, self._fence, self._record_key(key)),
-            (
-                *_describe_request(request, key),
-                _ms(request.lease),
-                request.on_abandoned.encode(),
-                b"%d" % request.takeover,
-            ),
-            request.key,
+        quota = request.quota
+        keys = (self._index, self._fence, self._record_key(key))
+        arguments = (
+            *_describe_request(request, key),
+            _ms(request.lease),
+            request.on_abandoned.encode(),
+            b"%d" % request.takeover,
         )
+        if quota is not None:
+            keys = (*keys, self._quotas + _encode(quota.caller))
+            arguments = (*arguments, b"%d" % quota.limit, _ms(quota.window))
+        reply = self._run(_CLAIM, keys, arguments, request.key)
         outcome = _CLAIM_OUTCOMES[reply[0]]
         if len(reply) == 1:
             return ClaimReply(outcome)

@@ -1,10 +1,11 @@
 -- Claim a key, take over a lease that is over, or report what is there.
 -- Uses: quick_claim, common, record, expiry, write
 --
--- KEYS: index, fence counter, record
+-- KEYS: index, fence counter, record; with a quota its counter
 -- ARGV: key, owner, tenant, user, type, fingerprint, retention (ms), lease (ms), policy,
---       fencing token of an abandoned claim to take over whatever its policy
--- Returns: {outcome, fencing token, payload, ms that the lease has left}
+--       fencing token of an abandoned claim to take over whatever its policy;
+--       with a quota its limit and its window (ms)
+-- Returns: {outcome, fencing token, payload, ms that the lease or the window has left}
 
 local key, owner, fingerprint = ARGV[1], ARGV[2], ARGV[6]
 local now = now_ms()

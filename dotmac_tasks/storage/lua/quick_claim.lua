@@ -4,6 +4,13 @@
 
 local flat = redis.call('HGETALL', KEYS[3])
 if #flat == 0 then
+  if KEYS[4] then -- new keys are counted, in a window that begins with the first of them
+    local used = tonumber(redis.call('GET', KEYS[4]) or 0) or 0
+    local left = redis.call('PTTL', KEYS[4])
+    if left < 1 then used, left = 0, ARGV[12] end
+    if used >= tonumber(ARGV[11]) then return {'over_quota', 0, '', left} end
+    redis.call('SET', KEYS[4], string.format('%.0f', used + 1), 'PX', left)
+  end
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local created, lease = string.format('%.0f', now), string.format('%.0f', now + ARGV[8])

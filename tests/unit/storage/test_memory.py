@@ -15,6 +15,7 @@ from dotmac_tasks.models import (
     LeaseKind,
     LockGrant,
     OperationStatus,
+    Quota,
 )
 from dotmac_tasks.storage import MemoryStorage
 from dotmac_tasks.storage.indexes import SortedNumbers
@@ -451,3 +452,50 @@ def ask_child(question: Callable[[], bool]) -> bool:
         finally:
             os._exit(0 if answer else 1)
     return os.waitpid(child, 0)[1] == 0
+
+
+def claim_under_quota(storage: MemoryStorage, key: str, caller: str = "c") -> ClaimReply:
+    quota = Quota(caller, 2, 60)
+    return storage.claim_operation(make_request(key=key, owner=key, ttl=5, lease=5, quota=quota))
+
+
+def test_counters_of_quotas_are_bounded(storage: MemoryStorage) -> None:
+    """Callers that are made up at will cannot fill the memory: each counter takes a place."""
+    assert claim_under_quota(storage, "a", "first").outcome is ClaimOutcome.CLAIMED
+    with pytest.raises(StorageUnavailableError):
+        claim_under_quota(storage, "b", "second")
+    assert storage.check_health().details["records"] == 3
+
+
+def test_counter_outlives_what_makes_room(storage: MemoryStorage, clock: FakeClock) -> None:
+    """A full storage forgets outcomes before it forgets what a caller has used."""
+    claim_under_quota(storage, "a")
+    clock.advance(11)
+    claim_under_quota(storage, "b")
+    finish(storage, "done")
+    assert claim_under_quota(storage, "c").outcome is ClaimOutcome.OVER_QUOTA
+    storage.acquire_lock("lock", "owner", 60)
+    assert storage.find_operation("done") is None
+    assert claim_under_quota(storage, "c").outcome is ClaimOutcome.OVER_QUOTA
+
+
+def test_counter_goes_with_its_window(storage: MemoryStorage, clock: FakeClock) -> None:
+    """A counter whose window is over is removed by a cleanup, or by its caller's next key."""
+    claim_under_quota(storage, "a")
+    clock.advance(61)
+    assert storage.purge_expired(10).removed == 2
+    assert storage.check_health().details["records"] == 0
+    claim_under_quota(storage, "b")
+    clock.advance(61)
+    claim_under_quota(storage, "c")
+    assert storage.check_health().details["records"] == 3
+
+
+def test_key_without_room_is_not_counted(storage: MemoryStorage) -> None:
+    """A claim that the full storage refuses takes nothing from its caller's quota."""
+    claim_under_quota(storage, "a")
+    storage.acquire_lock("lock", "owner", 60)
+    with pytest.raises(StorageUnavailableError):
+        claim_under_quota(storage, "b")
+    storage.release_lock("lock", "owner")
+    assert claim_under_quota(storage, "b").outcome is ClaimOutcome.CLAIMED

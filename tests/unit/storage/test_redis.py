@@ -21,6 +21,7 @@ from dotmac_tasks.models import (
     LeaseKind,
     OperationStatus,
     PurgeReport,
+    Quota,
     SettleOutcome,
     StorageStats,
     WriteOutcome,
@@ -640,3 +641,53 @@ def test_memory_of_a_record_is_bounded() -> None:
         storage.close()
     assert (running - empty) / number <= 600
     assert (finished - empty) / number <= 900 + len(body)
+
+
+def claim_under_quota(storage: RedisStorage, key: str) -> ClaimOutcome:
+    request = make_request(key=key, owner=key, quota=Quota("caller", 2, 60))
+    return storage.claim_operation(request).outcome
+
+
+def test_counter_of_a_quota_expires_with_its_window(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A counter is one key that expires by itself, and a second key does not put that off."""
+    claim_under_quota(storage, "a")
+    name = f"{prefix}:quota:caller"
+    assert client.get(name) == b"1"
+    client.pexpire(name, 30_000)
+    claim_under_quota(storage, "b")
+    assert client.get(name) == b"2"
+    assert 20_000 < client.pttl(name) <= 30_000
+
+
+def test_claim_without_quota_has_no_counter(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """Where no quota is set, a claim writes its record, the index and the fence, and no more."""
+    storage.claim_operation(make_request())
+    names = {name.decode().removeprefix(f"{prefix}:") for name in client.keys(f"{prefix}:*")}
+    assert names == {"idempo:k", "idempo:index", "fence"}
+
+
+@pytest.mark.parametrize("damage", [b"7", b"many", b"nan", b"-1"])
+def test_counter_that_never_expires_begins_anew(
+    storage: RedisStorage, client: Any, prefix: str, damage: bytes
+) -> None:
+    """A counter without an expiry, as nothing here writes it, locks nobody out for good."""
+    client.set(f"{prefix}:quota:caller", damage)
+    assert [claim_under_quota(storage, key) for key in "abc"] == [
+        ClaimOutcome.CLAIMED,
+        ClaimOutcome.CLAIMED,
+        ClaimOutcome.OVER_QUOTA,
+    ]
+
+
+def test_counter_of_another_type_is_refused(
+    storage: RedisStorage, client: Any, prefix: str
+) -> None:
+    """A counter that is no string is damage: nothing is claimed without being counted."""
+    client.rpush(f"{prefix}:quota:caller", "x")
+    with pytest.raises(CorruptRecordError):
+        claim_under_quota(storage, "a")
+    assert storage.find_operation("a") is None
