@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.events import MetricsHooks
 from dotmac_tasks.models import AbandonedPolicy
+from dotmac_tasks.typing import PayloadCodec
 
 __all__ = [
     "AnonymousPolicy",
@@ -43,6 +44,7 @@ _NEVER_COVERED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PREFIX = re.compile(r"[!-~]{1,100}")
 _DOTTED_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_SHORT_SECRET = 32
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 
@@ -83,6 +85,11 @@ class TasksConfig:
         replay_headers: Response headers that are replayed besides the built-in ones.
         max_response_bytes: Responses with larger bodies are not kept.
         redactor: Takes out of a response what may not be stored; see `RecordedResponse`.
+        max_keys_per_caller: Most new keys of one caller in a window; 0 sets no limit.
+        quota_window: How long such a window is, in seconds.
+        key_secret: Keys are stored as digests under it, so that who reads the storage cannot
+            test guesses of them; empty for plain digests. Never shown.
+        payload_codec: Seals what is stored; None stores it as it is.
         saga_timeout: Default deadline of a saga, in seconds.
         saga_retention: Seconds that a finished saga stays.
         operation_retention: Seconds that a finished background operation stays.
@@ -121,6 +128,10 @@ class TasksConfig:
     replay_headers: tuple[str, ...] = ()
     max_response_bytes: int = 1_048_576
     redactor: str | Callable[..., Any] | None = None
+    max_keys_per_caller: int = 0
+    quota_window: float = 3_600.0
+    key_secret: str = ""
+    payload_codec: str | PayloadCodec | None = None
     saga_timeout: float = 7_200.0
     saga_retention: float = 30 * _DAY
     operation_retention: float = 30 * _DAY
@@ -146,6 +157,8 @@ class TasksConfig:
             _match(name, getattr(self, name), _TOKEN, "the name of a header")
         for name in _CALLABLES:
             _check_callable(name, getattr(self, name))
+        _check_secret(self.key_secret)
+        _check_codec(self.payload_codec)
         self._set("hooks", _to_hooks(self.hooks))
         self._set("methods", _to_methods(self.methods))
         self._set("exempt_paths", _to_paths(self.exempt_paths))
@@ -158,13 +171,17 @@ class TasksConfig:
 
     def __repr__(self) -> str:
         """
-        Show every setting; of the storage, nothing that could be a secret.
+        Show every setting, but nothing that could be a secret.
         """
         shown = []
         for name in _NAMES:
             value = getattr(self, name)
             if name == "storage":
                 value = redact_url(value) if isinstance(value, str) else value["BACKEND"]
+            elif name == "key_secret":
+                value = value and "***"
+            elif name == "payload_codec" and not isinstance(value, str | None):
+                value = type(value).__name__  # what it shows of itself may be its keys
             shown.append(f"{name}={value!r}")
         return f"TasksConfig({', '.join(shown)})"
 
@@ -252,6 +269,27 @@ class TasksConfig:
         """
         return tuple(_make_hooks(item) for item in self.hooks)
 
+    def resolve_codec(self) -> PayloadCodec | None:
+        """
+        Return what seals payloads, imported where it is a dotted path; None without one.
+
+        Not called at construction, as `resolve_callable` is not.
+
+        Raises:
+            ConfigurationError: It cannot be imported, or cannot encode and decode.
+        """
+        value = self.payload_codec
+        if not isinstance(value, str):
+            return value
+        found = _import("payload_codec", value)
+        if isinstance(found, type) or not _is_codec(found):
+            raise ConfigurationError(
+                "PAYLOAD_CODEC",
+                f"{value} is no object with encode() and decode(). Name an instance.",
+                value=value,
+            )
+        return cast("PayloadCodec", found)
+
     def find_dead_paths(self) -> tuple[ConfigurationError, ...]:
         """
         Return what is wrong with the callables and hooks that are named by dotted paths.
@@ -260,6 +298,7 @@ class TasksConfig:
         """
         checks: list[Callable[[], object]] = [
             *(partial(self.resolve_callable, name) for name in _CALLABLES),
+            self.resolve_codec,
             *(partial(_find_hooks, item) for item in self.hooks),
         ]
         errors = []
@@ -283,6 +322,11 @@ class TasksConfig:
         if self.in_progress == "wait" and self.wait > self.max_execution:
             risks.append(
                 "A duplicate may wait longer than a claim is renewed (WAIT > MAX_EXECUTION)."
+            )
+        if 0 < len(self.key_secret) < _SHORT_SECRET:
+            risks.append(
+                f"KEY_SECRET is shorter than {_SHORT_SECRET} characters, so that who reads the "
+                "storage may find it by guessing."
             )
         return tuple(risks)
 
@@ -319,10 +363,11 @@ _DURATIONS = (
     "saga_retention",
     "operation_retention",
     "cleanup_interval",
+    "quota_window",
 )
 _CALLABLES: tuple[CallableSetting, ...] = get_args(CallableSetting)
 _FLAGS = ("require_key", "enable_background_cleanup")
-_COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0}
+_COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0, "max_keys_per_caller": 0}
 _HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
 _HEADER_LISTS = ("credential_headers", "replay_headers")
 _LISTS = ("methods", "exempt_paths", "hooks", *_HEADER_LISTS)
@@ -431,6 +476,27 @@ def _check_callable(name: str, value: object) -> None:
         _match(name, value, _DOTTED_PATH, "a callable or the dotted path of one")
     elif value is not None and not callable(value):
         raise _wrong(name, "a callable or the dotted path of one", value)
+
+
+def _check_secret(value: object) -> None:
+    # The value itself is never shown.
+    if not isinstance(value, str):
+        raise ConfigurationError("KEY_SECRET", f"must be text, not a {type(value).__name__}.")
+
+
+def _check_codec(value: object) -> None:
+    wanted = "an object with encode() and decode(), or the dotted path of one"
+    if isinstance(value, str):
+        _match("payload_codec", value, _DOTTED_PATH, wanted)
+    elif value is not None and (isinstance(value, type) or not _is_codec(value)):
+        # Not the value: what it shows of itself may be its keys.
+        raise ConfigurationError(
+            "PAYLOAD_CODEC", f"must be {wanted}, not a {type(value).__name__}."
+        )
+
+
+def _is_codec(value: object) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("encode", "decode"))
 
 
 def _to_hooks(value: object) -> tuple[str | MetricsHooks, ...]:

@@ -53,6 +53,7 @@ from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.storage.observed import ObservedStorage
 from dotmac_tasks.storage.registry import storage_from_setting
+from dotmac_tasks.storage.sealed import SealedStorage
 from dotmac_tasks.typing import Clock, Parameters
 
 __all__ = ["BackgroundOperationsManager"]
@@ -87,7 +88,7 @@ class BackgroundOperationsManager:
 
     Attributes:
         config: The settings.
-        storage: The storage, observed where there are hooks.
+        storage: The storage, observed where there are hooks, sealed where there is a codec.
         guard: Claims keys.
         http: Decides about HTTP requests by these settings.
         heartbeat: Renews what this process holds.
@@ -118,6 +119,9 @@ class BackgroundOperationsManager:
         self.storage = storage if isinstance(storage, Storage) else self._make_storage()
         if self.events.active:
             self.storage = ObservedStorage(self.storage, self.events, self._clock)
+        codec = self.config.resolve_codec()
+        if codec is not None:
+            self.storage = SealedStorage(self.storage, codec)
         self._cleanup = _CleanupThread(self)
         self.heartbeat = Heartbeat(
             self.storage,
@@ -129,7 +133,9 @@ class BackgroundOperationsManager:
             self.storage, self.heartbeat, self.events, self.config, self._clock
         )
         self.http = HttpIdempotency(self.config, self.guard, self.events)
-        self._decisions = KeyDecisions(self.storage, self.events)
+        self._decisions = KeyDecisions(
+            self.storage, self.events, max_bytes=self.config.max_response_bytes
+        )
         self._operations = BackgroundOperations(self.storage, self.events, self.config)
 
     def _make_storage(self) -> Storage:
@@ -264,6 +270,8 @@ class BackgroundOperationsManager:
 
         For pending operations, those handed on by `defer_operation`, and
         abandoned ones that wait for a decision. Atomic; the first outcome stays.
+        One larger than `max_response_bytes` is not kept: the operation counts as
+        finished, and duplicates are told that its outcome cannot be replayed.
 
         Args:
             key: The stored key.

@@ -28,7 +28,7 @@ from dotmac_tasks.models import (
     StoredOperation,
 )
 from dotmac_tasks.operations import to_instant
-from dotmac_tasks.serialization import encode_error, encode_result
+from dotmac_tasks.serialization import bound_payload, encode_error, encode_result
 from dotmac_tasks.storage.base import Storage
 
 __all__ = ["KeyDecisions", "find_stored_key"]
@@ -76,9 +76,10 @@ class KeyDecisions:
     Instances may be shared between threads; holds no state of its own.
     """
 
-    def __init__(self, storage: Storage, events: EventDispatcher) -> None:
+    def __init__(self, storage: Storage, events: EventDispatcher, *, max_bytes: int) -> None:
         self._storage = storage
         self._events = events
+        self._max_bytes = max_bytes
 
     def list(
         self,
@@ -122,6 +123,7 @@ class KeyDecisions:
         """
         validate_stored_key(key)
         payload = encode_result(result) if error is None else encode_error(error)
+        payload = bound_payload(payload, self._max_bytes)
         outcome = self._storage.settle_operation(
             key, payload, failed=error is not None, tenant_id=tenant_id
         )

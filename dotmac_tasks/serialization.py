@@ -7,6 +7,7 @@ The form in which outcomes are stored: bytes with a version and a kind in front.
     1h<status>\n<name>: <value>\n...\n<body>   a response, its body byte for byte
     1t<reason>                                a response that could not be kept
     1e<text>                                  a recorded failure
+    1s<bytes>                                 any of these but 1t, as a codec has sealed it
 
 A result is only accepted if decoding gives back an equal value of the same
 types, so that a replay returns what the first call returned.
@@ -24,12 +25,15 @@ from dotmac_tasks.errors import SerializationError
 
 __all__ = [
     "MAX_DEPTH",
+    "SEALED",
+    "TOO_LARGE",
     "ErrorOutcome",
     "HttpOutcome",
     "JsonOutcome",
     "Outcome",
     "Path",
     "Tombstone",
+    "bound_payload",
     "decode_payload",
     "encode_error",
     "encode_json_response",
@@ -42,6 +46,16 @@ __all__ = [
 MAX_DEPTH = 200
 """
 Deepest nesting that is accepted; every process can decode it, whatever its stack holds.
+"""
+
+TOO_LARGE = "too-large"
+"""
+Reason of the tombstone of an outcome that is larger than the settings let it be.
+"""
+
+SEALED = b"1s"
+"""
+How a payload begins that a codec has sealed.
 """
 
 # Every interpreter converts integers of this size to text and back, whatever limit it has set.
@@ -182,6 +196,13 @@ def encode_error(text: str) -> bytes:
     return b"1e" + text.encode("utf-8", "backslashreplace")
 
 
+def bound_payload(payload: bytes, limit: int) -> bytes:
+    """
+    Return a payload, or a tombstone where what it holds is over so many bytes.
+    """
+    return encode_tombstone(TOO_LARGE) if len(payload) - 2 > limit else payload
+
+
 def decode_payload(payload: bytes) -> Outcome:
     """
     Decode what one of the functions above encoded.
@@ -199,6 +220,8 @@ def decode_payload(payload: bytes) -> Outcome:
             return Tombstone(payload[2:].decode())
         if kind == b"1e":
             return ErrorOutcome(payload[2:].decode())
+        if kind == SEALED:
+            raise ValueError("the stored outcome is sealed, and no PAYLOAD_CODEC is set")
     except (TypeError, RecursionError) as error:
         raise ValueError(f"the stored outcome is damaged: {error}") from error
     raise ValueError(f"the stored outcome is of the unknown kind {kind!r}")

@@ -25,6 +25,7 @@ from dotmac_tasks.http import (
     principal_scope,
 )
 from dotmac_tasks.manager import BackgroundOperationsManager
+from dotmac_tasks.serialization import TOO_LARGE
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -358,7 +359,7 @@ class _Response:
             # The server will refuse a response that was never started.
             self._run.fail()
         elif self._written is None:
-            self._run.finish_unkept("too-large", self._status)
+            self._run.finish_unkept(TOO_LARGE, self._status)
         else:
             self._run.finish(self._status, self._headers, b"".join(body))
         if not self._written_size and type(iterable) in (list, tuple):

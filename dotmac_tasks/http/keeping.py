@@ -12,7 +12,7 @@ from dotmac_tasks.claims import log_fields
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.http.answers import Headers
 from dotmac_tasks.models import ClaimRequest
-from dotmac_tasks.serialization import encode_response, encode_tombstone
+from dotmac_tasks.serialization import TOO_LARGE, encode_response, encode_tombstone
 
 __all__ = ["RecordedResponse", "ResponseKeeper"]
 
@@ -74,6 +74,9 @@ _NEVER_REPLAYED = frozenset(
     }
 )
 
+# Of the headers that are kept; a server accepts no more than this of a request as a rule.
+_MAX_HEADER_BYTES = 65_536
+
 
 class RecordedResponse(NamedTuple):
     """
@@ -134,7 +137,7 @@ class ResponseKeeper:
         Never raises for the response's sake: its work is done, and must not run again.
         """
         if len(body) > self.max_body:
-            return encode_tombstone("too-large")
+            return encode_tombstone(TOO_LARGE)
         replayed = self._replayed
         # Repeated ones included.
         kept: Headers = [header for header in headers if header[0].lower() in replayed]
@@ -150,13 +153,16 @@ class ResponseKeeper:
                 )
                 return encode_tombstone("redaction")
         try:
-            return encode_response(status, kept, body)
+            payload = encode_response(status, kept, body)
         except Exception:
             # Whatever it is, such as a header that is no text, the work is done: not again.
             logger.exception(
                 "A response could not be encoded; it is not kept", extra=log_fields(request)
             )
             return encode_tombstone("unencodable")
+        if len(payload) - len(body) > _MAX_HEADER_BYTES:
+            return encode_tombstone(TOO_LARGE)
+        return payload
 
     def _redact(
         self, request: ClaimRequest, status: int, headers: Headers, body: bytes

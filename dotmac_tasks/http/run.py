@@ -16,7 +16,7 @@ from dotmac_tasks.http.answers import Headers
 from dotmac_tasks.http.keeping import ResponseKeeper
 from dotmac_tasks.idempotency import UNSERIALIZABLE
 from dotmac_tasks.models import ClaimRequest
-from dotmac_tasks.serialization import encode_result, encode_tombstone
+from dotmac_tasks.serialization import bound_payload, encode_result, encode_tombstone
 
 __all__ = ["STORE_HEADER", "Run", "RunContext", "note_unprotected"]
 
@@ -78,6 +78,9 @@ class Run:
 
     Attributes:
         key: The client's key.
+        lasting_key: The stored key as it is without `KEY_SECRET`, so that a key for another
+            system that is derived from it outlives a change of the secret; empty where it is
+            the stored key.
         headers: What the response carries besides the application's headers.
         protected: Whether a claim is held.
     """
@@ -95,6 +98,7 @@ class Run:
         "_strict",
         "headers",
         "key",
+        "lasting_key",
         "protected",
     )
 
@@ -125,6 +129,7 @@ class Run:
         self._ended = False
         self.key = key
         self.protected = protected
+        self.lasting_key = ""
         self.headers: Headers = [(context.key_name, key)]
         if not protected:
             self.headers.append(_UNPROTECTED)
@@ -168,12 +173,14 @@ class Run:
         """
         Have retries answered with this result as JSON, and status 200.
 
+        One that is larger than `max_body` is not kept: its work is never run again.
+
         Raises:
             SerializationError: The result is not JSON. Should the view fail over
                 it, its work is not run again: there was a result, so it is done.
         """
         self._spoiled = True
-        self._result = encode_result(result)
+        self._result = bound_payload(encode_result(result), self.max_body)
         self._spoiled = False
 
     def defer(self, timeout: float) -> str:

@@ -188,7 +188,8 @@ class MemoryStorage(Storage):
     Leases and expiry are measured by the monotonic clock; the wall clock is
     only shown. When it is full, expired records make room first, then the
     finished ones that were recorded first; a claim, a pending record, a lock and
-    the counter of a quota never do. Where nothing else is left, `StorageUnavailableError` is raised.
+    the counter of a quota never do. Where nothing else is left,
+    `StorageUnavailableError` is raised.
 
     Args:
         max_records: How many records of all kinds it holds together.
@@ -742,10 +743,7 @@ class MemoryStorage(Storage):
 
     def _count_records(self) -> int:
         return (
-            len(self._operations)
-            + len(self._backgrounds)
-            + len(self._locks)
-            + len(self._windows)
+            len(self._operations) + len(self._backgrounds) + len(self._locks) + len(self._windows)
         )
 
     def _remove(self, entry: Entry) -> None:

@@ -204,8 +204,8 @@ class RedisStorage(Storage):
         """
         key = _encode(request.key)
         quota = request.quota
-        keys = (self._index, self._fence, self._record_key(key))
-        arguments = (
+        keys: tuple[bytes, ...] = (self._index, self._fence, self._record_key(key))
+        arguments: tuple[bytes, ...] = (
             *_describe_request(request, key),
             _ms(request.lease),
             request.on_abandoned.encode(),

@@ -48,6 +48,10 @@ def test_defaults_are_the_documented_ones() -> None:
         "replay_headers": (),
         "max_response_bytes": 1048576,
         "redactor": None,
+        "max_keys_per_caller": 0,
+        "quota_window": 3600.0,
+        "key_secret": "",
+        "payload_codec": None,
         "saga_timeout": 7200.0,
         "saga_retention": 2592000.0,
         "operation_retention": 2592000.0,
@@ -530,3 +534,93 @@ def test_url_is_redacted(url: str, shown: str) -> None:
     User, password and query never show, however badly they are escaped.
     """
     assert redact_url(url) == shown
+
+
+class LoudCodec:
+    """
+    A codec that shows its keys, as a dataclass would.
+    """
+
+    def __repr__(self) -> str:
+        return "LoudCodec(key='hunter2')"
+
+    def encode(self, payload: bytes, key: str) -> bytes:
+        return payload
+
+    def decode(self, data: bytes, key: str) -> bytes:
+        return data
+
+
+loud_codec = LoudCodec()
+
+
+def test_secret_of_the_keys_is_not_shown() -> None:
+    """
+    Neither the repr of the settings, nor a risk or an error shows the secret, however it was set.
+    """
+    for config in (
+        TasksConfig(key_secret="hunter2"),
+        TasksConfig.from_env({"DOTMAC_TASKS_KEY_SECRET": "hunter2"}),
+    ):
+        assert config.key_secret == "hunter2"
+        assert "hunter2" not in repr(config)
+        assert "key_secret='***'" in repr(config)
+        assert "hunter2" not in "".join(config.find_risks())
+    assert "key_secret=''" in repr(TasksConfig())
+    with pytest.raises(ConfigurationError) as caught:
+        TasksConfig(key_secret=b"hunter2")  # type: ignore[arg-type]
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.value is None
+
+
+@pytest.mark.parametrize(("length", "risks"), [(0, 0), (31, 1), (32, 0)])
+def test_short_secret_is_a_risk(length: int, risks: int) -> None:
+    """
+    A secret that can be guessed is reported; none at all is a choice.
+    """
+    assert len(TasksConfig(key_secret="x" * length).find_risks()) == risks
+
+
+@pytest.mark.parametrize(
+    "given", [loud_codec, "support.codecs_of_a_project.codec", None], ids=["object", "path", "none"]
+)
+def test_codec_is_an_object_or_its_path(given: Any) -> None:
+    """
+    A codec is used as it is, or imported when it is asked for.
+    """
+    config = TasksConfig(payload_codec=given)
+    codec = config.resolve_codec()
+    assert codec is given or hasattr(codec, "encode")
+    assert config.find_dead_paths() == ()
+
+
+def test_codec_is_not_shown() -> None:
+    """
+    Of a codec the settings and their errors show its class, since it may show its keys.
+    """
+    assert "payload_codec='LoudCodec'" in repr(TasksConfig(payload_codec=loud_codec))
+    assert "payload_codec='a.codec'" in repr(TasksConfig(payload_codec="a.codec"))
+    assert "payload_codec=None" in repr(TasksConfig())
+
+
+@pytest.mark.parametrize("wrong", [LoudCodec, object(), 1, "hunter2", {"key": "hunter2"}])
+def test_codec_that_is_none_is_refused(wrong: Any) -> None:
+    """
+    A class, another object or a text that is no path cannot be a codec.
+    """
+    with pytest.raises(ConfigurationError, match=r"encode\(\) and decode\(\)"):
+        TasksConfig(payload_codec=wrong)
+
+
+@pytest.mark.parametrize(
+    "path", ["support.nothing.codec", "support.codecs.MaskingCodec", "support.codecs.hashlib"]
+)
+def test_dead_path_of_a_codec_is_found(path: str) -> None:
+    """
+    A path that leads nowhere, to a class or to something else is found before it is needed.
+    """
+    config = TasksConfig(payload_codec=path)
+    (error,) = config.find_dead_paths()
+    assert error.option == "PAYLOAD_CODEC"
+    with pytest.raises(ConfigurationError):
+        config.resolve_codec()

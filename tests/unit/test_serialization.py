@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from dotmac_tasks.errors import SerializationError
 from dotmac_tasks.serialization import (
     MAX_DEPTH,
+    TOO_LARGE,
     ErrorOutcome,
     HttpOutcome,
     JsonOutcome,
     Tombstone,
+    bound_payload,
     decode_payload,
     encode_error,
     encode_response,
@@ -256,3 +258,20 @@ def test_decoding_anything_raises_nothing_but_value_errors(payload: bytes) -> No
         except ValueError:
             continue
         assert isinstance(outcome, HttpOutcome | JsonOutcome | Tombstone | ErrorOutcome)
+
+
+def test_sealed_payload_is_not_taken_for_damage_of_another_kind() -> None:
+    """
+    What a codec has sealed says that a codec is missing.
+    """
+    with pytest.raises(ValueError, match="PAYLOAD_CODEC"):
+        decode_payload(b"1s\x00\xff")
+
+
+@pytest.mark.parametrize(("size", "kept"), [(10, True), (11, False)])
+def test_payload_over_the_limit_leaves_a_tombstone(size: int, kept: bool) -> None:
+    """
+    What a payload holds is compared with the limit, its two marks are not.
+    """
+    payload = b"1j" + b"1" * size
+    assert bound_payload(payload, 10) == (payload if kept else encode_tombstone(TOO_LARGE))
