@@ -33,6 +33,7 @@ from dotmac_tasks.events import (
     OperationCompleted,
     OperationEnqueued,
     OperationReconciled,
+    QuotaExceeded,
 )
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.heartbeat import Heartbeat, HeldClaim
@@ -60,6 +61,7 @@ _TAKEN_OVER = ClaimOutcome.TAKEN_OVER
 _FINISHED = ClaimOutcome.FINISHED
 _IN_PROGRESS = ClaimOutcome.IN_PROGRESS
 _UNRESOLVED = ClaimOutcome.UNRESOLVED
+_OVER_QUOTA = ClaimOutcome.OVER_QUOTA
 _DONE = WriteOutcome.DONE
 _OPERATION = LeaseKind.OPERATION
 
@@ -337,6 +339,7 @@ class GuardCounts(NamedTuple):
         conflicts: Duplicates that got none: running, unresolved, mismatched.
         lost: Claims that were lost while their work ran.
         delayed: Outcomes that could not be written at once.
+        over_quota: New keys that were refused, since their caller had too many.
     """
 
     executions: int = 0
@@ -345,6 +348,7 @@ class GuardCounts(NamedTuple):
     conflicts: int = 0
     lost: int = 0
     delayed: int = 0
+    over_quota: int = 0
 
 
 class IdempotencyGuard:
@@ -386,6 +390,7 @@ class IdempotencyGuard:
         self._conflicts = 0
         self._lost = 0
         self._delayed = 0
+        self._over_quota = 0
 
     @property
     def counts(self) -> GuardCounts:
@@ -400,6 +405,7 @@ class IdempotencyGuard:
                 self._conflicts,
                 self._lost,
                 self._delayed,
+                self._over_quota,
             )
 
     def claim(
@@ -448,7 +454,7 @@ class IdempotencyGuard:
         if isinstance(answer, Claim):
             self._note_claimed(answer)
         else:
-            self._note_duplicate(request, answer.outcome)
+            self._note_refused(request, answer)
         return answer
 
     def unconfirmed(self, request: ClaimRequest, error: StorageError, since: float) -> Claim:
@@ -580,13 +586,20 @@ class IdempotencyGuard:
                 IdempotencyMiss(**log_fields(claim.request), taken_over=claim.taken_over)
             )
 
-    def _note_duplicate(self, request: ClaimRequest, outcome: ClaimOutcome) -> None:
+    def _note_refused(self, request: ClaimRequest, reply: ClaimReply) -> None:
+        outcome = reply.outcome
         with self._lock:
             if outcome is _FINISHED:
                 self._replays += 1
+            elif outcome is _OVER_QUOTA:
+                self._over_quota += 1
             else:
                 self._conflicts += 1
-        if self.events.active:
+        if not self.events.active:
+            return
+        if outcome is _OVER_QUOTA:
+            self.events.emit(QuotaExceeded(**log_fields(request), retry_after=reply.remaining))
+        else:
             self.events.emit(IdempotencyHit(**log_fields(request), outcome=outcome.value))
 
     def _note_reconciled(self, claim: Claim, decision: Decision) -> None:

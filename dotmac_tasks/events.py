@@ -33,6 +33,7 @@ __all__ = [
     "OperationCompleted",
     "OperationEnqueued",
     "OperationReconciled",
+    "QuotaExceeded",
     "StorageCall",
     "StorageUnprotected",
 ]
@@ -280,6 +281,24 @@ class KeyDecided(Event):
     by: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaExceeded(Event):
+    """
+    A new key was refused, because its caller had too many of them.
+
+    Attributes:
+        retry_after: Seconds until the caller may have new ones.
+    """
+
+    name: ClassVar[str] = "quota.exceeded"
+    hook: ClassVar[str] = "quota_exceeded"
+
+    tenant_id: str
+    operation_type: str
+    key_hash: str
+    retry_after: float
+
+
 class MetricsHooks:
     """
     Receives events; override what is of interest.
@@ -351,6 +370,11 @@ class MetricsHooks:
     def key_decided(self, event: KeyDecided) -> None:
         """
         Receive that a person gave a key back or recorded its outcome.
+        """
+
+    def quota_exceeded(self, event: QuotaExceeded) -> None:
+        """
+        Receive that a new key was refused.
         """
 
 

@@ -84,6 +84,7 @@ class ManagerStats:
         conflicts: Duplicates that got none: running, unresolved, mismatched.
         claims_lost: Claims that were lost while their work ran.
         completions_delayed: Outcomes that could not be written at once.
+        keys_refused: New keys that were refused, since their caller had too many.
         events_dropped: Events that hooks were too slow for.
     """
 
@@ -97,6 +98,7 @@ class ManagerStats:
     conflicts: int
     claims_lost: int
     completions_delayed: int
+    keys_refused: int
     events_dropped: int
 
     def to_dict(self) -> dict[str, int]:
@@ -162,6 +164,7 @@ def collect_stats(
         conflicts=seen.conflicts,
         claims_lost=seen.lost,
         completions_delayed=seen.delayed,
+        keys_refused=seen.over_quota,
         events_dropped=events_dropped,
     )
 

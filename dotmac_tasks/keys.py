@@ -9,6 +9,7 @@ by its `repr()`.
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from dotmac_tasks.errors import InvalidKeyError, SerializationError
 from dotmac_tasks.serialization import MAX_DEPTH, Path, format_path
 
 __all__ = [
+    "MAX_ID_LENGTH",
     "MAX_KEY_LENGTH",
     "RESERVED_KEY",
     "canonical_json",
@@ -32,8 +34,11 @@ __all__ = [
     "generate_idempotency_key",
     "http_storage_key",
     "key_hash",
+    "keyed_digest",
     "new_token",
     "parse_key_header",
+    "quota_caller",
+    "shorten_id",
     "validate_operation_id",
     "validate_stored_key",
 ]
@@ -46,6 +51,11 @@ Most characters that a key may have.
 RESERVED_KEY = "index"
 """
 The one stored key that no operation may have: it would name the index.
+"""
+
+MAX_ID_LENGTH = 255
+"""
+Most characters that are stored of a tenant or a user of a request.
 """
 
 _MAX_HEADER_LENGTH = 4096
@@ -97,13 +107,41 @@ def generate_idempotency_key(
     return sha256(text.encode()).hexdigest()[:32]
 
 
-def http_storage_key(tenant: str, principal: str, client_key: str) -> str:
+def http_storage_key(tenant: str, principal: str, client_key: str, secret: str = "") -> str:
     """
     Return the stored key of a client's key: 32 hex digits, its own for each tenant and principal.
+
+    With a secret, nobody who lacks it can tell which client's key a stored key stands for.
     """
     # A generated key's text never begins with a bare "%", so that the two kinds cannot meet.
-    text = f"%http:{_quote(tenant)}:{_quote(principal)}:{client_key}"
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return keyed_digest(secret, f"%http:{_quote(tenant)}:{_quote(principal)}:{client_key}")[:32]
+
+
+def quota_caller(tenant: str, principal: str, secret: str = "") -> str:
+    """
+    Return whom a quota counts: 32 hex digits, which show neither tenant nor principal.
+    """
+    return keyed_digest(secret, f"%quota:{_quote(tenant)}:{_quote(principal)}")[:32]
+
+
+def keyed_digest(secret: str, text: str) -> str:
+    """
+    Return the HMAC-SHA-256 of a text under a secret, in hex; its SHA-256 without a secret.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    if not secret:
+        return sha256(data).hexdigest()
+    return hmac.digest(secret.encode("utf-8", "surrogatepass"), data, "sha256").hex()
+
+
+def shorten_id(text: str) -> str:
+    """
+    Return a tenant or user as it is stored: a long one cut, with a digest of all of it at the end.
+    """
+    if len(text) <= MAX_ID_LENGTH:
+        return text
+    digest = keyed_digest("", text)[:32]
+    return f"{text[: MAX_ID_LENGTH - len(digest) - 1]}~{digest}"
 
 
 def derive_downstream_key(key: str, name: str) -> str:

@@ -307,7 +307,7 @@ class BackgroundOperationsManager:
         Raises:
             InvalidKeyError: No client could send this key.
         """
-        return find_stored_key(tenant_id, principal, client_key)
+        return find_stored_key(tenant_id, principal, client_key, self.config.key_secret)
 
     def list_idempotency_keys(
         self,

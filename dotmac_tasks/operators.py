@@ -38,7 +38,9 @@ logger = logging.getLogger(__name__)
 _SCOPES = ("user:", "credentials:")
 
 
-def find_stored_key(tenant_id: str, principal: str | None, client_key: str) -> str:
+def find_stored_key(
+    tenant_id: str, principal: str | None, client_key: str, secret: str = ""
+) -> str:
     """
     Return the key under which a client's key is stored; asks nobody.
 
@@ -47,6 +49,7 @@ def find_stored_key(tenant_id: str, principal: str | None, client_key: str) -> s
         principal: The user's id, or a whole scope as `principal_scope` forms it;
             None or empty for anonymous callers.
         client_key: What the client sent in the header, quoted or not.
+        secret: The setting `KEY_SECRET`.
 
     Raises:
         InvalidKeyError: No client could send this key.
@@ -54,7 +57,7 @@ def find_stored_key(tenant_id: str, principal: str | None, client_key: str) -> s
     scope = principal or ""
     if not scope.startswith(_SCOPES):
         scope = principal_scope(scope, None)
-    return http_storage_key(tenant_id, scope, parse_key_header(client_key))
+    return http_storage_key(tenant_id, scope, parse_key_header(client_key), secret)
 
 
 class _Decision(NamedTuple):

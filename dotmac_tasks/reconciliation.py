@@ -81,6 +81,7 @@ class AbandonedOperation:
             request as the one that was abandoned; or a function's arguments by
             their names.
         is_http: Whether it is a request over HTTP.
+        lasting_key: The stored key as it is without `KEY_SECRET`; else the stored key.
     """
 
     key: str
@@ -90,6 +91,7 @@ class AbandonedOperation:
     fencing_token: int
     subject: Any
     is_http: bool
+    lasting_key: str = ""
 
     def downstream_key(self, name: str) -> str:
         """
@@ -97,7 +99,7 @@ class AbandonedOperation:
 
         What Django's `downstream_key(request, name)` returned there.
         """
-        return derive_downstream_key(self.key, name)
+        return derive_downstream_key(self.lasting_key or self.key, name)
 
     def found(self, result: Any, *, status: int = 200) -> Verdict:
         """
@@ -161,11 +163,13 @@ class Reconciler(NamedTuple):
         find_callback: Returns the callback; it may have to be imported.
         get_subject: Returns what the callback is shown of the retry.
         is_http: Whether it is a request over HTTP.
+        lasting_key: What downstream keys derive from; empty for the stored key.
     """
 
     find_callback: Callable[[], Reconcile]
     get_subject: Callable[[], Any]
     is_http: bool
+    lasting_key: str = ""
 
     def judge(self, claimed: ClaimRequest, fencing_token: int) -> Verdict:
         """
@@ -179,6 +183,7 @@ class Reconciler(NamedTuple):
             fencing_token=fencing_token,
             subject=self.get_subject(),
             is_http=self.is_http,
+            lasting_key=self.lasting_key or claimed.key,
         )
         try:
             verdict = self.find_callback()(operation)

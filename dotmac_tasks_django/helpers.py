@@ -106,4 +106,4 @@ def downstream_key(request: Any, name: str) -> str:
             "This request has no idempotency key to derive another from. Mark the view with "
             "@idempotent(required=True), or ask get_idempotency_key() first.",
         )
-    return derive_downstream_key(run.storage_key, name)
+    return derive_downstream_key(run.lasting_key or run.storage_key, name)

@@ -121,6 +121,12 @@ _PROBLEMS: dict[str, tuple[int, str, str]] = {
         "The first request with this key was interrupted and its outcome is not known. "
         "It will not be carried out again before the operator has decided.",
     ),
+    "quota-exceeded": (
+        429,
+        "Too many new idempotency keys",
+        "This caller has sent too many new keys, so the request was not carried out. Send it again "
+        "with the same key after the time in Retry-After; retries of earlier requests still work.",
+    ),
     "unreadable-record": (
         503,
         "Idempotency record unreadable",

@@ -36,8 +36,16 @@ from dotmac_tasks.http.requests import (
     UnknownLengthError,
 )
 from dotmac_tasks.http.run import Run, RunContext, note_unprotected
-from dotmac_tasks.keys import http_storage_key, new_token, parse_key_header
-from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
+from dotmac_tasks.keys import (
+    MAX_ID_LENGTH,
+    http_storage_key,
+    keyed_digest,
+    new_token,
+    parse_key_header,
+    quota_caller,
+    shorten_id,
+)
+from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest, Quota
 from dotmac_tasks.reconciliation import Reconciler
 from dotmac_tasks.serialization import ErrorOutcome, HttpOutcome, JsonOutcome, decode_payload
 
@@ -80,6 +88,8 @@ class HttpIdempotency:
         self._anonymous = config.anonymous
         self._asks_for_user = config.anonymous != "share"
         self._key_name = config.idempotency_response_header
+        self._secret = config.key_secret
+        self._limit = config.max_keys_per_caller
         self._context = RunContext(ResponseKeeper(config), events, self._key_name)
         self._replay_marks = ((config.cache_hit_header, "true"), ("Idempotent-Replayed", "true"))
 
@@ -121,6 +131,8 @@ class HttpIdempotency:
             if self._anonymous == "ignore" and not policy.required:
                 return None
             return self._refuse("unauthenticated", client_key)
+        # What another system knows the work by does not depend on the secret.
+        lasting_key = http_storage_key(tenant, principal, client_key) if self._secret else ""
         claim_request: ClaimRequest | None = None
         try:
             if self._guard.storage.is_refusing:
@@ -135,21 +147,32 @@ class HttpIdempotency:
             return self._refuse("length-required", client_key)
         if claim_request is None:
             describe = partial(
-                _describe, tenant, principal, request.method, request.path, policy, client_key
+                _describe,
+                tenant,
+                principal,
+                request.method,
+                request.path,
+                policy,
+                client_key,
+                secret=self._secret,
             )
-            return self._beside_storage(describe, client_key, policy)
+            return _mark(self._beside_storage(describe, client_key, policy), lasting_key)
         wait = policy.wait if policy.in_progress == "wait" else 0.0
         find = policy.find_reconcile
-        reconciler = None if find is None else Reconciler(find, lambda: request.native, True)
+        reconciler = (
+            None if find is None else Reconciler(find, lambda: request.native, True, lasting_key)
+        )
         since = self._guard.monotonic()
         try:
             reply = self._guard.claim(claim_request, wait=wait, reconciler=reconciler)
         except CorruptRecordError:
             return self._unreadable(claim_request, client_key)
         except StorageError as error:
-            return self._without_storage(claim_request, client_key, policy, error, since)
+            answer = self._without_storage(claim_request, client_key, policy, error, since)
+            return _mark(answer, lasting_key)
         if isinstance(reply, Claim):
-            return Run(self._context, client_key, claim_request, reply, strict=policy.is_strict)
+            run = Run(self._context, client_key, claim_request, reply, strict=policy.is_strict)
+            return _mark(run, lasting_key)
         return self._answer(claim_request, client_key, reply, policy)
 
     def _policy(self, options: ViewOptions) -> Policy:
@@ -178,9 +201,32 @@ class HttpIdempotency:
             request.content_type,
             request.body_digest(policy.fingerprint),
         )
-        return _describe(
-            tenant, principal, method, path, policy, client_key, new_token(), fingerprint
+        request_of_claim = _describe(
+            tenant,
+            principal,
+            method,
+            path,
+            policy,
+            client_key,
+            new_token(),
+            # Bodies can be guessed as keys can.
+            keyed_digest(self._secret, fingerprint) if self._secret else fingerprint,
+            secret=self._secret,
         )
+        if not self._limit:
+            return request_of_claim
+        user = principal if principal.startswith(USER_SCOPE) else ""
+        return request_of_claim._replace(quota=self._quota(tenant, user))
+
+    def _quota(self, tenant: str, user: str) -> Quota:
+        """
+        Return how many new keys the caller may have.
+
+        Whom nobody resolved shares one quota with all such callers of the tenant:
+        credentials can be made up at will.
+        """
+        caller = quota_caller(tenant, user, self._secret)
+        return Quota(caller, self._limit, self.config.quota_window)
 
     # Answers
 
@@ -194,6 +240,9 @@ class HttpIdempotency:
             return self._still_running(client_key, reply.remaining, policy)
         if outcome is ClaimOutcome.UNRESOLVED:
             return self._refuse("outcome-unknown", client_key)
+        if outcome is ClaimOutcome.OVER_QUOTA:
+            seconds = max(1, math.ceil(reply.remaining))
+            return self._refuse("quota-exceeded", client_key, retry_after=seconds)
         # Another tenant's record looks exactly like a reused key, so that nothing is told.
         return self._refuse("key-reused", client_key)
 
@@ -276,6 +325,12 @@ class HttpIdempotency:
         return problem_answer(name, [(self._key_name, client_key)], retry_after=retry_after)
 
 
+def _mark(answer: Answer | Run, lasting_key: str) -> Answer | Run:
+    if isinstance(answer, Run):
+        answer.lasting_key = lasting_key
+    return answer
+
+
 def _describe(
     tenant: str,
     principal: str,
@@ -285,16 +340,18 @@ def _describe(
     client_key: str,
     owner: str = "",
     fingerprint: str = "",
+    *,
+    secret: str = "",
 ) -> ClaimRequest:
     """
     Put together what is claimed, or without an owner what logs and helpers need of it.
     """
     return ClaimRequest(
-        http_storage_key(tenant, principal, client_key),
+        http_storage_key(tenant, principal, client_key, secret),
         owner,
-        tenant,
+        tenant if len(tenant) <= MAX_ID_LENGTH else shorten_id(tenant),
         # A digest of credentials scopes the key; it is not left lying in a storage.
-        principal.removeprefix(USER_SCOPE) if principal.startswith(USER_SCOPE) else "",
+        shorten_id(principal.removeprefix(USER_SCOPE)) if principal.startswith(USER_SCOPE) else "",
         f"{method} {path}"[:200],
         fingerprint,
         policy.ttl,

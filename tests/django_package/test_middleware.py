@@ -436,6 +436,24 @@ class TestOutage:
             after = client.post("/told/", headers=KEY).json()["downstream"]
         assert during == after
 
+    @pytest.mark.parametrize("down", [True, False])
+    def test_downstream_key_survives_a_change_of_the_secret(
+        self, client: Client, down: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A retry whose record a new `KEY_SECRET` forgets gets the same key for other systems."""
+
+        def fail(*args: Any) -> Any:
+            raise StorageUnavailableError("memory", "switched off")
+
+        answers = []
+        for secret in ("", "one", "two"):
+            with override_tasks_settings(key_secret=secret):
+                if down:
+                    monkeypatch.setattr(get_manager().storage, "claim_operation", fail)
+                answers.append(client.post("/told/", headers=KEY).json())
+        assert [answer["recognised"] for answer in answers] == [not down] * 3
+        assert answers[0] == answers[1] == answers[2]
+
     def test_strict_project_refuses(self, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
         """With `reject` a request with a key gets 503 and does not run, one without runs."""
         with override_tasks_settings(on_storage_error="reject"):

@@ -212,6 +212,7 @@ def test_redis_keys_are_those_of_the_code() -> None:
         storage._records + b"{key}",
         storage._index,
         storage._fence,
+        storage._quotas + b"{caller}",
         storage._locks + b"{name}",
         storage._operations + b"{id}",
         storage._operation_index,

@@ -23,10 +23,11 @@ from dotmac_tasks.events import (
     IdempotencyMiss,
     OperationCompleted,
     OperationEnqueued,
+    QuotaExceeded,
 )
 from dotmac_tasks.heartbeat import Heartbeat
 from dotmac_tasks.keys import key_hash, new_token
-from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
+from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest, Quota
 from dotmac_tasks.retry import POLLING
 from dotmac_tasks.serialization import encode_error
 from dotmac_tasks.testing import FakeClock
@@ -626,3 +627,26 @@ def test_forgetting_beside_a_dead_storage_is_harmless(bench: GuardBench) -> None
     bench.guard.forget(bench.request(), IN_DOUBT, bench.clock.monotonic())
     assert bench.storage.calls == ["release_operation"]
     assert bench.heartbeat.unwritten_count == 1
+
+
+def test_refused_key_is_counted_and_told_apart(bench: GuardBench) -> None:
+    """A key over its caller's quota is no duplicate: it is counted and told by itself."""
+    quota = Quota("caller", 1, 60)
+    bench.claim("first", quota=quota)
+    reply = bench.reply("second", quota=quota)
+    assert reply.outcome is ClaimOutcome.OVER_QUOTA
+    counts = bench.guard.counts
+    assert (counts.over_quota, counts.conflicts, counts.replays) == (1, 0, 0)
+    assert bench.seen(IdempotencyHit) == []
+    (event,) = bench.seen(QuotaExceeded)
+    assert (event.tenant_id, event.retry_after) == ("t", 60)
+
+
+def test_refused_key_without_hooks_is_counted(clock: FakeClock) -> None:
+    """Nobody has to listen for it."""
+    bench = GuardBench(clock)
+    bench.guard.events = EventDispatcher((), clock)
+    quota = Quota("caller", 1, 60)
+    bench.claim("first", quota=quota)
+    bench.reply("second", quota=quota)
+    assert bench.guard.counts.over_quota == 1

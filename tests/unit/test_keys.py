@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hmac
 import os
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -18,14 +20,18 @@ from hypothesis import strategies as st
 
 from dotmac_tasks.errors import InvalidKeyError, SerializationError
 from dotmac_tasks.keys import (
+    MAX_ID_LENGTH,
     MAX_KEY_LENGTH,
     RESERVED_KEY,
     canonical_json,
     generate_idempotency_key,
     http_storage_key,
     key_hash,
+    keyed_digest,
     new_token,
     parse_key_header,
+    quota_caller,
+    shorten_id,
     validate_stored_key,
 )
 
@@ -527,3 +533,36 @@ def test_tokens_are_random_hex() -> None:
     tokens = {new_token() for _ in range(100)}
     assert len(tokens) == 100
     assert all(len(token) == 32 and int(token, 16) >= 0 for token in tokens)
+
+
+def test_secret_makes_other_keys() -> None:
+    """
+    Under a secret a stored key is the beginning of an HMAC, and another one under each.
+    """
+    text = b"%http:t:p:k"
+    expected = hmac.new(b"secret", text, "sha256").hexdigest()
+    assert http_storage_key("t", "p", "k", "secret") == expected[:32]
+    assert keyed_digest("secret", text.decode()) == expected
+    keys = {http_storage_key("t", "p", "k", secret) for secret in ("", "secret", "secreu")}
+    assert len(keys) == 3
+
+
+def test_caller_of_a_quota_is_a_digest() -> None:
+    """
+    Whom a quota counts is told apart by tenant and principal, and shown by neither.
+    """
+    scopes = [("t", "user:p"), ("t", ""), ("u", "user:p"), ("t:user", "p"), ("", "t:user:p")]
+    callers = {quota_caller(*scope, secret) for scope in scopes for secret in ("", "secret")}
+    assert len(callers) == 2 * len(scopes)
+    assert all(re.fullmatch("[0-9a-f]{32}", caller) for caller in callers)
+    assert quota_caller("t", "k") != http_storage_key("t", "k", "")
+
+
+def test_long_ids_are_shortened_and_stay_apart() -> None:
+    """
+    An id within the limit is kept as it is; two longer ones never become the same.
+    """
+    assert shorten_id("x" * MAX_ID_LENGTH) == "x" * MAX_ID_LENGTH
+    shortened = {shorten_id("x" * 1000 + end) for end in ("a", "b", "\ud800")}
+    assert len(shortened) == 3
+    assert {len(text) for text in shortened} == {MAX_ID_LENGTH}
