@@ -90,6 +90,7 @@ class TasksConfig:
         key_secret: Keys are stored as digests under it, so that who reads the storage cannot
             test guesses of them; empty for plain digests. Never shown.
         payload_codec: Seals what is stored; None stores it as it is.
+        require_sealed: Whether outcomes that are not sealed are refused as damaged.
         saga_timeout: Default deadline of a saga, in seconds.
         saga_retention: Seconds that a finished saga stays.
         operation_retention: Seconds that a finished background operation stays.
@@ -132,6 +133,7 @@ class TasksConfig:
     quota_window: float = 3_600.0
     key_secret: str = ""
     payload_codec: str | PayloadCodec | None = None
+    require_sealed: bool = False
     saga_timeout: float = 7_200.0
     saga_retention: float = 30 * _DAY
     operation_retention: float = 30 * _DAY
@@ -341,6 +343,10 @@ class TasksConfig:
                 f"({self.default_idempotency_ttl:g} s). Shorten the lease or keep outcomes longer.",
                 value=self.lease,
             )
+        if self.require_sealed and self.payload_codec is None:
+            raise ConfigurationError(
+                "REQUIRE_SEALED", "needs PAYLOAD_CODEC, which seals. Set it.", value=True
+            )
         if self.in_progress == "wait" and not self.wait:
             raise ConfigurationError(
                 "WAIT",
@@ -366,7 +372,7 @@ _DURATIONS = (
     "quota_window",
 )
 _CALLABLES: tuple[CallableSetting, ...] = get_args(CallableSetting)
-_FLAGS = ("require_key", "enable_background_cleanup")
+_FLAGS = ("require_key", "require_sealed", "enable_background_cleanup")
 _COUNTS = {"max_response_bytes": 0, "history_limit": 1, "max_waiting": 0, "max_keys_per_caller": 0}
 _HEADERS = ("idempotency_header", "cache_hit_header", "idempotency_response_header")
 _HEADER_LISTS = ("credential_headers", "replay_headers")

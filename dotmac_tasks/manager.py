@@ -121,7 +121,9 @@ class BackgroundOperationsManager:
             self.storage = ObservedStorage(self.storage, self.events, self._clock)
         codec = self.config.resolve_codec()
         if codec is not None:
-            self.storage = SealedStorage(self.storage, codec)
+            self.storage = SealedStorage(
+                self.storage, codec, require_sealed=self.config.require_sealed
+            )
         self._cleanup = _CleanupThread(self)
         self.heartbeat = Heartbeat(
             self.storage,

@@ -62,6 +62,9 @@ How a payload begins that a codec has sealed.
 _MAX_INT_BITS = 2048
 
 _STATUS = re.compile(r"[1-5][0-9]{2}(?:\n|\Z)")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Tabs may stand in a value, and a line break between two headers.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 Path: TypeAlias = "tuple[Path, str | int] | None"
 """
@@ -166,18 +169,18 @@ def encode_response(status: int, headers: Sequence[tuple[str, str]], body: bytes
     Encode a response.
 
     Raises:
-        ValueError: The status or a header is none of HTTP: a status outside 100 to 599, a colon
-            or another letter than ASCII's in a name, a line break or a lone surrogate anywhere.
+        ValueError: The status or a header is none of HTTP: a status outside 100 to 599, a name
+            that is no token, a line break, a control character or a lone surrogate anywhere.
     """
     if not 100 <= status <= 599:
         raise ValueError(f"{status} is no status of HTTP")
     head = f"1h{status}\n"
     for name, value in headers:
-        if not name.isascii() or ":" in name or "\n" in name or "\n" in value:
+        if not _NAME.fullmatch(name) or "\n" in value:
             raise ValueError(f"the header {name!r} cannot be kept on a line of its own")
         head += f"{name}: {value}\n"
-    if "\r" in head:
-        raise ValueError("a header holds a carriage return")
+    if _CONTROL.search(head):
+        raise ValueError("a header holds a control character")
     # No header is an empty line, so that the first one ends the head.
     return b"%b\n%b" % (head.encode(), body)
 
@@ -238,13 +241,13 @@ def _decode_result(payload: bytes) -> Any:
 def _decode_response(payload: bytes) -> HttpOutcome:
     end = payload.index(b"\n\n")
     head = payload[2:end].decode()
-    if not _STATUS.match(head) or "\r" in head:
+    if not _STATUS.match(head) or _CONTROL.search(head):
         raise ValueError("the stored response is none of HTTP")
     status, *lines = head.split("\n")
     headers = []
     for line in lines:
         name, found, value = line.partition(": ")
-        if not found or not name.isascii():
+        if not found or not _NAME.fullmatch(name):
             raise ValueError("a line of the stored response is no header")
         headers.append((name, value))
     return HttpOutcome(int(status), headers, payload[end + 2 :])

@@ -41,17 +41,21 @@ class SealedStorage(DelegatingStorage):
     Passes every verb on to another storage; what is written goes through a codec.
 
     Sealed are outcomes and the data of background operations. What was stored
-    before the codec was set is read as it is. What cannot be opened counts as
-    damaged. The codec is told which record it works for, so that it can keep a
-    sealed payload from being moved to another one.
+    before the codec was set is read as it is, unless `require_sealed` is set. What
+    cannot be opened counts as damaged. Tombstones are never sealed. The codec is
+    told which record it works for, so that it can keep a sealed payload from being
+    moved to another one.
 
     Holds no state; as shareable between threads and across forks as the wrapped
     storage and the codec.
     """
 
-    def __init__(self, storage: Storage, codec: PayloadCodec) -> None:
+    def __init__(
+        self, storage: Storage, codec: PayloadCodec, *, require_sealed: bool = False
+    ) -> None:
         super().__init__(storage)
         self._codec = codec
+        self._require_sealed = require_sealed
 
     def claim_operation(self, request: ClaimRequest) -> ClaimReply:
         """
@@ -188,13 +192,19 @@ class SealedStorage(DelegatingStorage):
 
     def _open(self, payload: bytes, name: str) -> bytes:
         if not payload.startswith(SEALED):
+            if self._require_sealed and not payload.startswith(_TOMBSTONE):
+                raise _damage(self.name, name, "it is not sealed, and REQUIRE_SEALED is set")
             return payload
         try:
             # Also refuses what a codec returns that is no bytes.
             return b"" + self._codec.decode(payload[len(SEALED) :], name)
         except Exception as error:  # noqa: BLE001 - a codec may raise anything
             reason = f"PAYLOAD_CODEC could not decode it: {type(error).__name__}"
-            raise CorruptRecordError(self.name, name.partition(":")[2], reason) from None
+            raise _damage(self.name, name, reason) from None
+
+
+def _damage(backend: str, name: str, reason: str) -> CorruptRecordError:
+    return CorruptRecordError(backend, name.partition(":")[2], reason)
 
 
 def _record_name(key: str) -> str:

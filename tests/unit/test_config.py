@@ -52,6 +52,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "quota_window": 3600.0,
         "key_secret": "",
         "payload_codec": None,
+        "require_sealed": False,
         "saga_timeout": 7200.0,
         "saga_retention": 2592000.0,
         "operation_retention": 2592000.0,
@@ -624,3 +625,12 @@ def test_dead_path_of_a_codec_is_found(path: str) -> None:
     assert error.option == "PAYLOAD_CODEC"
     with pytest.raises(ConfigurationError):
         config.resolve_codec()
+
+
+def test_what_is_required_to_be_sealed_needs_a_codec() -> None:
+    """
+    Without a codec nothing could be read any more, so that cannot be set.
+    """
+    with pytest.raises(ConfigurationError, match="PAYLOAD_CODEC"):
+        TasksConfig(require_sealed=True)
+    assert TasksConfig(require_sealed=True, payload_codec=loud_codec).require_sealed

@@ -111,6 +111,19 @@ class TestOutcomes:
         complete(inner)
         assert stored(sealed) == PAYLOAD
 
+    def test_unsealed_outcome_is_refused_where_sealing_is_required(self, inner: Storage) -> None:
+        """Where everything has to be sealed, what is not is damaged, but for tombstones."""
+        strict = SealedStorage(inner, MaskingCodec(), require_sealed=True)
+        complete(inner, key="plain")
+        complete(inner, key="gone", payload=b"1tstream")
+        complete(strict, key="sealed")
+        save(inner)
+        with pytest.raises(CorruptRecordError, match="REQUIRE_SEALED"):
+            strict.find_operation("plain")
+        with pytest.raises(CorruptRecordError, match="REQUIRE_SEALED"):
+            strict.find_background("op")
+        assert (stored(strict, "gone"), stored(strict, "sealed")) == (b"1tstream", PAYLOAD)
+
     def test_moved_outcome_is_damaged(self, sealed: Storage, inner: Storage) -> None:
         """A sealed outcome that was copied to another key cannot be opened there."""
         complete(sealed)
