@@ -48,6 +48,7 @@ from dotmac_tasks.models import (
 )
 from dotmac_tasks.reconciliation import Decision, Reconciler
 from dotmac_tasks.retry import POLLING
+from dotmac_tasks.serialization import bound_payload
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
@@ -529,6 +530,8 @@ class IdempotencyGuard:
         if decision is Decision.ASK_PERSON:
             claim.hand_back()
             return reply
+        if reconciler.is_http:
+            payload = bound_payload(payload, self.config.max_response_bytes)
         if claim.complete(payload, failed=decision is Decision.FAILED):
             return ClaimReply(_FINISHED, payload=payload)
         return ClaimReply(_IN_PROGRESS, remaining=request.lease)

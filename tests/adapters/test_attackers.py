@@ -571,7 +571,7 @@ def assert_harmless(response: Response) -> None:
 
 
 PATIENT = settings(
-    max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dotmac_tasks.keys import http_storage_key
+from dotmac_tasks.keys import derive_downstream_key, http_storage_key
+from dotmac_tasks.reconciliation import AbandonedOperation, Verdict
 from support.backends import Backend
 from support.codecs import FailingCodec, MaskingCodec
 from support.concurrency import Counter, run_together
@@ -374,3 +375,48 @@ def test_response_that_cannot_be_sealed_is_not_kept(serve: Any, backend: Backend
     stored = backend.storage.find_operation(http_storage_key("default", "", KEY))
     assert stored is not None
     assert stored.payload == b"1tunsealable"
+
+
+# Abandoned work that the project decides about
+
+
+def abandon_and_retry(serve: Any, backend: Backend, decide: Any, **changes: Any) -> Response:
+    """
+    Leave a key to a dead executor, then send it again to a project that can find out.
+    """
+    work = Work()
+    work.result = "defer"
+    client = serve(work, backend.storage, on_abandoned="refuse", reconcile=decide, **changes)
+    client.send(key=KEY)
+    backend.age(4000)
+    answer: Response = client.send(key=KEY)
+    assert work.runs == 1
+    return answer
+
+
+@pytest.mark.parametrize("secret", ["", SECRET])
+def test_reconciliation_knows_the_downstream_key(serve: Any, backend: Backend, secret: str) -> None:
+    """
+    Whoever asks another system about the work does so by the key that depends on no secret.
+    """
+    asked: list[str] = []
+
+    def decide(abandoned: AbandonedOperation) -> Verdict:
+        asked.append(abandoned.downstream_key("charge"))
+        return abandoned.found({"paid": True})
+
+    answer = abandon_and_retry(serve, backend, decide, key_secret=secret)
+    assert answer.json() == {"paid": True}
+    assert asked == [derive_downstream_key(http_storage_key("default", "", KEY), "charge")]
+
+
+def test_result_that_was_found_out_is_bounded(serve: Any, backend: Backend) -> None:
+    """
+    A result that a callback found out is not kept either where it is too large.
+    """
+
+    def decide(abandoned: AbandonedOperation) -> Verdict:
+        return abandoned.found("x" * CAP)
+
+    answer = abandon_and_retry(serve, backend, decide, max_response_bytes=CAP)
+    assert answer.problem == "not-replayable"
