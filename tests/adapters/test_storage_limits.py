@@ -420,3 +420,14 @@ def test_result_that_was_found_out_is_bounded(serve: Any, backend: Backend) -> N
 
     answer = abandon_and_retry(serve, backend, decide, max_response_bytes=CAP)
     assert answer.problem == "not-replayable"
+
+
+def test_operator_finds_the_key_under_the_secret(serve: Any, backend: Backend) -> None:
+    """
+    Whoever looks for a client's key finds its record, with and without a secret.
+    """
+    for secret in ("", SECRET):
+        client = serve(Work(), backend.storage, key_secret=secret)
+        client.send(key=KEY)
+        stored = client.manager.find_stored_key("default", None, KEY)
+        assert client.manager.check_idempotency(stored) is not None
