@@ -7,31 +7,38 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from dotmac_tasks.errors import StorageTimeoutError, StorageUnavailableError
 from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.delegating import DelegatingStorage
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.typing import Clock
 
-VERBS = sorted(Storage.__abstractmethods__ - {"check_health", "close"})
+P = ParamSpec("P")
+R = TypeVar("R")
+
+VERBS = Storage.__abstractmethods__ - {"check_health", "close"}
 
 
-class FaultyStorage(MemoryStorage):
+class _Memory(MemoryStorage):
+    name = "faulty"
+
+
+class FaultyStorage(DelegatingStorage):
     """
     Keeps the contract until it is told to fail; lists every call.
 
     Instances may be shared between threads: `_faults_lock` guards `_faults` and `_calls`.
     """
 
-    name = "faulty"
     is_refusing = False
     """
     Whether it says that it would refuse every call; it does not refuse one for that.
     """
 
     def __init__(self, *, clock: Clock | None = None) -> None:
-        super().__init__(clock=clock)
+        super().__init__(_Memory(clock=clock))
         self._faults_lock = threading.Lock()
         self._faults: dict[str, list[tuple[bool, BaseException]]] = {}
         self._calls: list[str] = []
@@ -72,26 +79,20 @@ class FaultyStorage(MemoryStorage):
         with self._faults_lock:
             self._faults.setdefault(verb, []).extend([(after, error)] * times)
 
-    def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
+    def pass_on(self, verb: str, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """
+        Make the call, unless it is to fail.
+        """
+        if verb not in VERBS:
+            return call(*args, **kwargs)
         self.before(verb)
         with self._faults_lock:
             self._calls.append(verb)
             planned = self._faults.get(verb)
             fault = planned.pop(0) if planned else None
         if fault is None:
-            return getattr(MemoryStorage, verb)(self, *args, **kwargs)
+            return call(*args, **kwargs)
         after, error = fault
         if after:
-            getattr(MemoryStorage, verb)(self, *args, **kwargs)
+            call(*args, **kwargs)
         raise copy.copy(error)  # A fresh instance each time: errors are not shared.
-
-
-def _make(verb: str) -> Callable[..., Any]:
-    def call(self: FaultyStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._call(verb, *args, **kwargs)
-
-    return call
-
-
-for _verb in VERBS:
-    setattr(FaultyStorage, _verb, _make(_verb))

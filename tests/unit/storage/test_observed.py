@@ -137,9 +137,9 @@ def test_failing_verb_is_told_and_fails(
 
 def test_name_is_the_one_of_the_wrapped_storage(observed: Observed) -> None:
     """
-    Errors and health speak of the storage that does the work.
+    Errors, health and metrics speak of the storage that does the work.
     """
-    assert observed.storage.name == "inner"
+    assert (observed.storage.name, observed.storage.breaker_state) == ("inner", "open")
     assert observed.storage.wrapped is observed.inner
 
 
