@@ -7,10 +7,11 @@ before the first use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -28,7 +29,10 @@ __all__ = [
     "get_setting",
     "get_tasks_settings",
     "load_config",
+    "managers_made_by",
 ]
+
+_Factory: TypeAlias = Callable[[TasksConfig], BackgroundOperationsManager]
 
 SETTING = "DOTMAC_TASKS"
 """
@@ -80,30 +84,42 @@ def load_config() -> TasksConfig:
     return DjangoTasksConfig.from_mapping(get_tasks_settings(), base=DjangoTasksConfig.from_env())
 
 
+def _make_manager(config: TasksConfig) -> BackgroundOperationsManager:
+    return BackgroundOperationsManager(config=config)
+
+
 class _Current:
     """
     Holds this process's manager; shared by all threads.
 
-    `manager` is written under `_lock` only. It is read without it: a reader
-    sees a whole manager or none, and then takes the lock to build one.
+    `manager` and `_make` are written under `_lock` only. `manager` is read without it: a
+    reader sees a whole manager or none, and then takes the lock to build one.
     """
 
     def __init__(self) -> None:
         self.manager: BackgroundOperationsManager | None = None
+        self._make: _Factory = _make_manager
         self._lock = Lock()
         reset_after_fork(self)
 
     def build(self) -> BackgroundOperationsManager:
         with self._lock:
             if self.manager is None:
-                self.manager = BackgroundOperationsManager(config=load_config())
+                self.manager = self._make(load_config())
             return self.manager
 
-    def drop(self) -> None:
+    def drop(self, make: _Factory | None = None) -> _Factory:
+        """
+        Stop the manager, so that the next use builds one, and return what built this one.
+        """
         with self._lock:
             manager, self.manager = self.manager, None
+            made = self._make
+            if make is not None:
+                self._make = make
         if manager is not None:
             manager.stop()
+        return made
 
     def after_fork(self) -> None:
         """
@@ -130,6 +146,20 @@ def get_manager() -> BackgroundOperationsManager:
     """
     manager = _current.manager
     return _current.build() if manager is None else manager
+
+
+@contextmanager
+def managers_made_by(make: _Factory) -> Iterator[None]:
+    """
+    Have `get_manager` build with this inside the block, from the checked settings; for tests.
+
+    The manager from before is stopped, as is the one of the block at its end.
+    """
+    previous = _current.drop(make)
+    try:
+        yield
+    finally:
+        _current.drop(previous)
 
 
 @receiver(setting_changed, dispatch_uid="dotmac_tasks_django.conf")

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from dotmac_tasks import events
-from dotmac_tasks.clock import SystemClock
-from dotmac_tasks.events import Event, EventDispatcher, LockAcquired, LockFailed
-from dotmac_tasks.testing import EventRecorder, FakeClock
+from dotmac_tasks.testing import FakeClock
 from dotmac_tasks.typing import Clock
 from support.concurrency import run_together
 
@@ -70,42 +66,18 @@ def test_fake_clock_loses_no_movement_between_threads() -> None:
     assert len(clock.sleeps) == 400
 
 
-def one_of_each() -> list[Event]:
+def test_fake_clock_can_stand_still_while_threads_wait_for_one_another() -> None:
     """
-    One event of every type, in the order of the module's list.
+    Inside the block, nested or not, sleeps are recorded and move nothing; advancing still does.
     """
-    made: list[Event] = []
-    for name in events.__all__:
-        kind = getattr(events, name)
-        if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event:
-            made.append(kind(**{item.name: "x" for item in fields(kind)}))  # type: ignore[arg-type]
-    return made
-
-
-def test_recorder_keeps_every_event_in_order() -> None:
-    """
-    It records events of every kind, and what it hands out is a copy.
-    """
-    recorder = EventRecorder()
-    sent = one_of_each()
-    for event in sent:
-        recorder.receive(event)
-    recorder.events.clear()
-    assert recorder.events == sent
-    assert len({event.hook for event in sent}) == len(sent) > 1
-
-
-def test_recorder_filters_and_forgets() -> None:
-    """
-    Events can be had by type, and be cleared.
-    """
-    recorder = EventRecorder()
-    dispatcher = EventDispatcher([recorder], SystemClock())
-    taken = LockAcquired(name_hash="a", waited=0.0)
-    for event in (taken, LockFailed(name_hash="a", waited=1.0, reason="busy")):
-        dispatcher.emit(event)
-    assert dispatcher.flush(10)
-    dispatcher.close()
-    assert recorder.of_type(LockAcquired) == [taken]
-    recorder.clear()
-    assert recorder.events == []
+    clock = FakeClock()
+    start = clock.monotonic()
+    with clock.standing_still():
+        with clock.standing_still():
+            clock.sleep(5)
+        run_together(4, lambda: clock.sleep(5))
+        assert clock.monotonic() == start
+        clock.advance(1)
+    clock.sleep(2)
+    assert clock.monotonic() == start + 3
+    assert clock.sleeps == [5, 5, 5, 5, 5, 2]

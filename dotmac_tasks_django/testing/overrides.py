@@ -1,5 +1,5 @@
 """
-Helpers for the tests of a project.
+Single settings of `DOTMAC_TASKS`, changed for a test.
 """
 
 from __future__ import annotations

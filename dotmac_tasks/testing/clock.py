@@ -1,25 +1,26 @@
 """
-Helpers for tests: a clock that stands still and a recorder of events.
+A clock that stands still.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
-from dotmac_tasks.events import Event, MetricsHooks
+__all__ = ["FakeClock"]
 
-__all__ = ["EventRecorder", "FakeClock"]
-
-EventT = TypeVar("EventT", bound=Event)
+# Long enough for another thread to get its turn.
+_GIVE_WAY = 0.001
 
 
 class FakeClock:
     """
     A clock that moves only when it is told to; sleeping moves it at once.
 
-    Instances may be shared between threads: `_lock` guards `_now`, `_monotonic` and `_sleeps`.
+    Instances may be shared between threads: `_lock` guards `_now`, `_monotonic`, `_sleeps` and
+    `_still`.
     """
 
     def __init__(self, now: datetime | None = None) -> None:
@@ -27,6 +28,7 @@ class FakeClock:
         self._now = datetime(2026, 1, 1, tzinfo=UTC) if now is None else now.astimezone(UTC)
         self._monotonic = 1_000.0
         self._sleeps: list[float] = []
+        self._still = 0
 
     @property
     def sleeps(self) -> list[float]:
@@ -56,7 +58,10 @@ class FakeClock:
         """
         with self._lock:
             self._sleeps.append(seconds)
-            self._move(max(0.0, seconds))
+            if not self._still:
+                self._move(max(0.0, seconds))
+                return
+        threading.Event().wait(_GIVE_WAY)
 
     def advance(self, seconds: float | timedelta) -> None:
         """
@@ -72,47 +77,22 @@ class FakeClock:
         with self._lock:
             self._move(seconds)
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """
+        Have sleeps move nothing inside the block; each gives way to other threads for a moment.
+
+        For threads that wait for one another. If their sleeps moved the clock, a
+        few that poll would use up the lease of the one that works.
+        """
+        with self._lock:
+            self._still += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._still -= 1
+
     def _move(self, seconds: float) -> None:
         self._monotonic += seconds
         self._now += timedelta(seconds=seconds)
-
-
-class EventRecorder(MetricsHooks):
-    """
-    Keeps every event that it is given.
-
-    Instances may be shared between threads: `_lock` guards `_events`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._events: list[Event] = []
-
-    @property
-    def events(self) -> list[Event]:
-        """
-        All events so far, in order; a copy.
-        """
-        with self._lock:
-            return list(self._events)
-
-    def of_type(self, kind: type[EventT]) -> list[EventT]:
-        """
-        Return the events of one type, in order.
-        """
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def clear(self) -> None:
-        """
-        Forget all events.
-        """
-        with self._lock:
-            self._events.clear()
-
-    def receive(self, event: Event) -> None:
-        """
-        Keep it, then hand it to its own method, which a subclass may override.
-        """
-        with self._lock:
-            self._events.append(event)
-        super().receive(event)
