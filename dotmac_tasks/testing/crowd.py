@@ -16,6 +16,8 @@ __all__ = ["run_crowd"]
 R = TypeVar("R")
 
 _SWITCH_INTERVAL = 1e-5
+# Seconds after which a thread no longer waits for one that could not be started.
+_ALL_STARTED = 60.0
 
 
 def run_crowd(call: Callable[[int], R], times: int, timeout: float) -> list[R]:
@@ -36,7 +38,7 @@ def run_crowd(call: Callable[[int], R], times: int, timeout: float) -> list[R]:
 
     def run(number: int) -> None:
         try:
-            barrier.wait(timeout)
+            barrier.wait(_ALL_STARTED)
             results[number] = call(number)
         except BaseException as error:  # noqa: BLE001 - raised again where the test runs
             errors[number] = error

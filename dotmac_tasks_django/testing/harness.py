@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.testing.harness import TasksHarness as CoreHarness
@@ -93,7 +94,9 @@ class TasksHarness(CoreHarness):
                     error.add_note(_IN_A_TRANSACTION)
                 raise
             finally:
-                connections.close_all()
+                for connection in connections.all(initialized_only=True):
+                    # Past SQLite's own way, which leaves a database in memory open.
+                    BaseDatabaseWrapper.close(connection)
 
         return send_and_close
 

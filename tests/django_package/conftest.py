@@ -11,9 +11,12 @@ from django.db import connection
 from django.test import Client, override_settings
 
 from dotmac_tasks_django.testing import override_tasks_settings
+from dotmac_tasks_django.testing.fixtures import tasks_harness, tasks_settings
 from support.django_project.calls import forget_calls
 from support.django_project.connections import left_alone
 from support.django_project.settings import MIDDLEWARE
+
+__all__ = ["client", "tasks_harness", "tasks_settings"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import create_autospec
 
 import pytest

@@ -100,7 +100,7 @@ class TestTwice:
             report.assert_ran_once()
 
     def test_other_manager_is_told(self, tasks_harness: TasksHarness) -> None:
-        """Where another manager protects the application the counts are right, and a line says so."""
+        """Where another manager protects the application the report says so and counts right."""
         with BackgroundOperationsManager() as manager:
             report = tasks_harness.send_twice(Shop(manager).order)
         assert outcomes_of(report) == [RAN, REPLAYED]
@@ -537,7 +537,7 @@ class TestLife:
         """Without settings it has the defaults, but for the cleanup, and its own storage."""
         config = tasks_harness.manager.config
         assert (config.lease, config.enable_background_cleanup) == (30, False)
-        assert tasks_harness.storage.get_stats().operations == 0
+        assert tasks_harness.storage.get_stats().idempotency_keys == 0
 
     def test_storage_cannot_be_chosen(self) -> None:
         """A storage among the settings is refused, and a wrong setting before its first use."""
@@ -567,5 +567,5 @@ def stuck() -> Iterator[threading.Event]:
 
 def test_stuck_crowd_ends_the_test(tasks_harness: TasksHarness, stuck: threading.Event) -> None:
     """A sending that does not come back fails the test instead of stopping it."""
-    with pytest.raises(TimeoutError, match="3 of 3 were not done within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"3 of 3 were not done within 0\.01 s"):
         tasks_harness.send_at_once(lambda: stuck.wait(60), 3, timeout=0.01)
