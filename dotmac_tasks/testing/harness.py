@@ -12,7 +12,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dotmac_tasks.config import TasksConfig
-from dotmac_tasks.errors import ConfigurationError, IdempotencyError
+from dotmac_tasks.errors import (
+    ClaimLostError,
+    ConfigurationError,
+    KeyReusedError,
+    OperationFailedError,
+    OperationInProgressError,
+    OutcomeUnknownError,
+)
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.testing.clock import FakeClock
@@ -27,7 +34,16 @@ __all__ = ["TasksHarness"]
 
 R = TypeVar("R")
 
+# Seconds for the hooks' thread to catch up.
 _FLUSH = 10.0
+# What a protected function answers a duplicate with; any other error is the test's business.
+_REFUSALS = (
+    ClaimLostError,
+    KeyReusedError,
+    OperationFailedError,
+    OperationInProgressError,
+    OutcomeUnknownError,
+)
 
 
 class TasksHarness:
@@ -266,7 +282,7 @@ class TasksHarness:
     ) -> Attempt[R]:
         try:
             answer = send()
-        except IdempotencyError as error:
+        except _REFUSALS as error:
             return judge_error(number, error, self._gather(log, find_claims()))
         if inspect.iscoroutine(answer):
             answer.close()

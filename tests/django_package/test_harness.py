@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import unittest
+from sqlite3 import ProgrammingError
 from typing import Any
 
 import pytest
@@ -279,8 +280,8 @@ class Crowd(TransactionTestCase):
             harness = self.enterContext(TasksHarness())
             report = harness.send_at_once(Sender("/add/"), 4, count=User.objects.count)
         report.assert_ran_once()
-        self.assertEqual(User.objects.count(), 1)
-        with self.assertRaisesRegex(Exception, "closed"):
+        assert User.objects.count() == 1
+        with pytest.raises(ProgrammingError, match="closed"):
             opened[0].execute("SELECT 1")
 
 

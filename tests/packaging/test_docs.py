@@ -17,6 +17,7 @@ import textwrap
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,7 @@ from dotmac_tasks.http.answers import _PROBLEMS
 from dotmac_tasks.http.keeping import _REPLAYED
 from dotmac_tasks.http.run import _RELEASING
 from dotmac_tasks.models import OperationStatus
+from dotmac_tasks.testing import TasksHarness
 from dotmac_tasks.transitions import (
     OPERATION_TRANSITIONS,
     SAGA_STEP_TRANSITIONS,
@@ -472,6 +474,122 @@ def test_race_of_the_tutorial_has_one_winner(tmp_path: Path) -> None:
     printed = run_python("race.py", folder=tmp_path)
     (shown,) = [text for text in read_blocks(read(page), "console") if "still running" in text]
     assert sorted(printed.splitlines()) == sorted(shown.splitlines()[1:])
+
+
+# The project whose tests how-to/test-your-code.md writes.
+SHOP = {
+    "pytest.ini": """
+        [pytest]
+        DJANGO_SETTINGS_MODULE = settings
+        filterwarnings = error
+    """,
+    "settings.py": """
+        SECRET_KEY = "only-for-tests"
+        ROOT_URLCONF = "urls"
+        USE_TZ = True
+        INSTALLED_APPS = ["shop", "dotmac_tasks_django"]
+        MIDDLEWARE = ["dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"]
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+        DOTMAC_TASKS = {"STORAGE": "redis://127.0.0.1:1/0", "REQUIRE_KEY": True}
+    """,
+    "urls.py": """
+        from django.urls import path
+        from shop import views
+
+        urlpatterns = [path("orders/", views.place_order)]
+    """,
+    "shop/__init__.py": "",
+    "shop/models.py": """
+        from django.db import models
+
+
+        class Order(models.Model):
+            id = models.AutoField(primary_key=True)
+            product = models.CharField(max_length=40)
+    """,
+    "shop/payments.py": "received = []\n",
+    "shop/views.py": """
+        from django.http import JsonResponse
+        from dotmac_tasks_django import downstream_key, is_idempotent_request
+
+        from shop import payments
+        from shop.models import Order
+
+
+        def place_order(request):
+            if is_idempotent_request(request):
+                payments.received.append(downstream_key(request, "charge"))
+            order = Order.objects.create(product="tea")
+            return JsonResponse({"order": order.pk}, status=201)
+    """,
+}
+
+
+def write_shop(folder: Path) -> None:
+    """
+    Write the project, with the tests that the page has its reader write.
+    """
+    (folder / "shop").mkdir()
+    for name, text in SHOP.items():
+        (folder / name).write_text(textwrap.dedent(text).lstrip(), encoding="utf-8")
+    page = "how-to/test-your-code.md"
+    write_files(page, folder)
+    (section,) = [part for part in read(page).split("\n## ") if part.startswith("Settings of")]
+    with (folder / "test_orders.py").open("a", encoding="utf-8") as file:
+        file.writelines(read_blocks(section, "python"))
+
+
+def run_suite(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """
+    Run the tests in a folder as a user would, with the packages under test.
+    """
+    ours = {"DJANGO_SETTINGS_MODULE", "CI_DOTMAC_TASKS"}
+    clean = {name: value for name, value in os.environ.items() if name not in ours}
+    path = f"{Path(dotmac_tasks.__file__).parents[1]}{os.pathsep}{folder}"
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_tests_of_a_project_are_as_shown(tmp_path: Path) -> None:
+    """The tests of the page pass, with its one line in the conftest and a project for Redis."""
+    pytest.importorskip("pytest_django")
+    write_shop(tmp_path)
+    done = run_suite(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+
+
+def test_tests_of_a_project_fail_without_protection(tmp_path: Path) -> None:
+    """With the middleware taken out the page's first test fails and names it."""
+    pytest.importorskip("pytest_django")
+    write_shop(tmp_path)
+    settings = tmp_path / "settings.py"
+    text = settings.read_text(encoding="utf-8")
+    settings.write_text(re.sub("(?m)^MIDDLEWARE = .*$", "MIDDLEWARE = []", text), encoding="utf-8")
+    done = run_suite(tmp_path, "-k", "test_retry_orders_once", "test_orders.py")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "The work ran 2 times instead of once" in done.stdout
+    assert "BackgroundOperationsMiddleware into MIDDLEWARE" in done.stdout
+
+
+def test_report_is_as_shown() -> None:
+    """The failure that the page shows is what such a test says."""
+    request = SimpleNamespace(method="POST", path="/orders/", headers={})
+    with TasksHarness() as harness:
+        report = harness.send_twice(
+            lambda: SimpleNamespace(status_code=201, headers={}, request=request)
+        )
+    with pytest.raises(AssertionError) as caught:
+        report.assert_ran_once()
+    (shown,) = read_blocks(read("how-to/test-your-code.md"), "text")
+    assert shown == f"AssertionError: {caught.value}\n"
 
 
 def readme_blocks() -> dict[str, str]:

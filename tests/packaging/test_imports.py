@@ -192,3 +192,15 @@ DJANGO_ALONE = """
     print([client.post("/").content for _ in range(2)])
     print(sorted({"rest_framework", "drf_spectacular"} & set(sys.modules)))
 """
+
+
+def test_helpers_for_tests_need_no_extra() -> None:
+    """What the tests of a project import loads neither pytest nor Django nor redis."""
+    done = run_python("""
+        import dotmac_tasks.testing
+
+        for name in dotmac_tasks.testing.__all__:
+            getattr(dotmac_tasks.testing, name)
+        print(started, sorted({"asyncio", "django", "pytest", "redis"} & set(sys.modules)))
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")

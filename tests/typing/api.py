@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, assert_type
 
+from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import Client
 
 import dotmac_tasks_django as django_package
 from dotmac_tasks import (
@@ -23,9 +25,12 @@ from dotmac_tasks import (
     Verdict,
     add_background_operations_middleware,
 )
-from dotmac_tasks.events import OperationCompleted
+from dotmac_tasks.events import IdempotencyHit, OperationCompleted
 from dotmac_tasks.models import KeySummary, SettleOutcome
+from dotmac_tasks.testing import Attempt, SendReport, StorageHook, TasksHarness, VerbCall
 from dotmac_tasks_django import downstream_key, idempotency_exempt, idempotent
+from dotmac_tasks_django.testing import TasksHarness as DjangoHarness
+from dotmac_tasks_django.testing import override_tasks_settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -124,3 +129,38 @@ def views(request: HttpRequest) -> list[Any]:
     pay(request, "7")  # type: ignore[arg-type]
     idempotent(required="yes")  # type: ignore[call-overload]
     return []
+
+
+class Meanwhile(StorageHook):
+    def before(self, call: VerbCall) -> None:
+        assert_type(call.verb, str)
+
+
+def check_charge(harness: TasksHarness) -> None:
+    report = harness.send_twice(lambda: charge(7))
+    assert_type(report, SendReport[dict[str, int]])
+    assert_type(report.responses, list[dict[str, int]])
+    assert_type(report.attempts[0], Attempt[dict[str, int]])
+    assert_type(report.attempts[0].response, dict[str, int] | None)
+    assert_type(report.runs, int)
+    assert_type(report.problems, list[str])
+    report.assert_replayed()
+    harness.send_at_once(lambda: charge(7), 4).assert_ran_once()
+    harness.send_dying(lambda: charge(7), "after_record").assert_ran_once()
+    harness.send_dying(lambda: charge(7), "later")  # type: ignore[arg-type]
+    harness.send_twice(charge(7))  # type: ignore[arg-type]
+    assert_type(harness.events.of_type(IdempotencyHit), list[IdempotencyHit])
+    with harness.outage(), harness.storage.hooked(Meanwhile()):
+        harness.manager.health_check()
+
+
+@override_tasks_settings(wait=3)
+def check_view(client: Client) -> None:
+    with DjangoHarness(lease=5) as harness:
+        report = harness.send_at_once(
+            lambda: client.post("/orders/", headers={"Idempotency-Key": "k"}),
+            times=4,
+            count=User.objects.count,
+        )
+        assert_type(report.responses[0].status_code, int)
+        harness.clock.advance(60)

@@ -10,6 +10,7 @@ from dotmac_tasks import (
     BackgroundOperationsManager,
     BackgroundOperationsMiddleware,
     ConfigurationError,
+    IdempotencyError,
     LockNotAcquiredError,
 )
 from dotmac_tasks.events import IdempotencyMiss
@@ -177,10 +178,17 @@ class TestTwice:
         assert report.runs == 2
         assert tasks_harness.send_twice(lambda: 0, count=lambda: done.value).runs == 0
 
-    def test_error_of_the_application_passes_through(self, tasks_harness: TasksHarness) -> None:
-        """What the sending raises is the test's business."""
-        with pytest.raises(ZeroDivisionError):
-            tasks_harness.send_twice(lambda: 1 / 0)
+    @pytest.mark.parametrize("error", [ZeroDivisionError(), IdempotencyError("key", "misused")])
+    def test_error_of_the_application_passes_through(
+        self, tasks_harness: TasksHarness, error: Exception
+    ) -> None:
+        """What the sending raises is the test's business, unless a duplicate is refused by it."""
+
+        def send() -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            tasks_harness.send_twice(send)
 
     def test_coroutine_is_refused(self, tasks_harness: TasksHarness) -> None:
         """An asynchronous client's request that nobody awaits is refused with the way out."""
