@@ -60,7 +60,8 @@ class TasksHarness:
     What it raises passes through, but for the refusals of such a function.
 
     Args:
-        settings: Settings of the manager, by their lower-case names.
+        settings: Settings of the manager, by their lower-case names. Without them it
+            has neither a background cleanup nor other hooks than its recorder.
 
     Attributes:
         clock: Stands still until it is moved.
@@ -105,7 +106,9 @@ class TasksHarness:
         """
         Make a manager with this harness's storage, clock and settings laid over others.
         """
-        changes = {"enable_background_cleanup": False, **self._settings, "storage": "memory://"}
+        # A hook that registers its metrics can be made only once in a process.
+        defaults = {"enable_background_cleanup": False, "hooks": ()}
+        changes = {**defaults, **self._settings, "storage": "memory://"}
         return BackgroundOperationsManager(
             self.storage,
             clock=self.clock,

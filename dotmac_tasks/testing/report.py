@@ -195,6 +195,11 @@ class SendReport(Generic[R]):
                 f"The worker did not reach the point {self.death!r}, where it was to die: no "
                 "claim of this test's manager came by there."
             )
+        if self.runs == 0 and self.replayed:
+            found.append(
+                "Send a key that was not used before in this test, or call it with other "
+                "arguments: this was the retry of something earlier."
+            )
         if self.runs > 1:
             found += self._explain_second_run()
         return [advice for advice in dict.fromkeys(found) if advice]

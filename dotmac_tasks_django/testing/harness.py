@@ -33,8 +33,9 @@ class TasksHarness(CoreHarness):
 
     Inside its block `get_manager()` returns its manager, whatever storage
     `DOTMAC_TASKS` names, so that the middleware, the decorators and the commands of
-    the project use it. The other settings are the project's, and what is passed here
-    wins over them. Otherwise as `dotmac_tasks.testing.TasksHarness`; belongs to one test.
+    the project use it. The other settings are the project's, but for its hooks, and
+    what is passed here wins over them. Otherwise as `dotmac_tasks.testing.TasksHarness`;
+    belongs to one test.
 
     Threads of `send_at_once` have database connections of their own, which are
     closed behind each sending; the test's transaction hides its rows from them, so

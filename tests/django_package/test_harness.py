@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, TransactionTestCase, override_settings
 from django.urls import path
 
-from dotmac_tasks.testing import AttemptOutcome
+from dotmac_tasks.testing import AttemptOutcome, EventRecorder
 from dotmac_tasks.testing import TasksHarness as CoreHarness
 from dotmac_tasks_django import downstream_key, get_manager, idempotent
 from dotmac_tasks_django.testing import TasksHarness, override_tasks_settings
@@ -75,6 +75,18 @@ class TestManager:
         assert get_manager().config.wait == 10
         # The storage is the same one.
         assert tasks_harness.send_twice(Sender("/pay/")).runs == 0
+
+    def test_hooks_of_the_project_are_left_out(self) -> None:
+        """The project's hooks are made for no test, unless its settings name them."""
+        recorder = EventRecorder()
+        with override_tasks_settings(hooks=[recorder]):
+            with TasksHarness() as harness:
+                harness.send_twice(Sender("/pay/"))
+                assert harness.events.events
+            assert recorder.events == []
+            with TasksHarness(hooks=[recorder]) as harness:
+                harness.send_twice(Sender("/pay/"))
+                assert harness.events.events == recorder.events != []
 
     def test_managers_before_and_behind_are_the_projects(self) -> None:
         """The block's manager is stopped at its end, and the one from before is not used again."""

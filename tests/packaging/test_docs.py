@@ -22,13 +22,12 @@ from types import SimpleNamespace
 import pytest
 
 import dotmac_tasks
-from dotmac_tasks import errors, events, http, serialization
+from dotmac_tasks import errors, events, http, serialization, testing
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.http.answers import _PROBLEMS
 from dotmac_tasks.http.keeping import _REPLAYED
 from dotmac_tasks.http.run import _RELEASING
 from dotmac_tasks.models import OperationStatus
-from dotmac_tasks.testing import TasksHarness
 from dotmac_tasks.transitions import (
     OPERATION_TRANSITIONS,
     SAGA_STEP_TRANSITIONS,
@@ -304,15 +303,18 @@ def list_options(
 
 
 def test_public_names_are_documented() -> None:
-    """Each public name of both packages has its place on the API page."""
+    """Each public name has its place on the API page, and each helper for tests."""
     page = read("reference/api.md")
     documented = set(re.findall(r"^\.\. auto\w+:: (\S+)$", page, re.MULTILINE))
-    packages = {"dotmac_tasks": dotmac_tasks.__all__}
+    packages = {
+        "dotmac_tasks": dotmac_tasks.__all__,
+        "dotmac_tasks.testing": testing.__all__,
+    }
     source = (ROOT / "dotmac_tasks_django" / "__init__.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             packages["dotmac_tasks_django"] = ast.literal_eval(node.value)
-    assert len(packages) == 2
+    assert len(packages) == 3
     wanted = {f"{package}.{name}" for package, names in packages.items() for name in names}
     assert wanted - documented == set()
 
@@ -582,7 +584,7 @@ def test_tests_of_a_project_fail_without_protection(tmp_path: Path) -> None:
 def test_report_is_as_shown() -> None:
     """The failure that the page shows is what such a test says."""
     request = SimpleNamespace(method="POST", path="/orders/", headers={})
-    with TasksHarness() as harness:
+    with testing.TasksHarness() as harness:
         report = harness.send_twice(
             lambda: SimpleNamespace(status_code=201, headers={}, request=request)
         )

@@ -170,6 +170,19 @@ class TestTwice:
         with pytest.raises(AssertionError, match="Send the same method, path and body"):
             report.assert_replayed()
 
+    def test_key_that_was_used_before_is_told(
+        self, tasks_harness: TasksHarness, shop: Shop
+    ) -> None:
+        """Where an earlier request has used the key nothing runs, and the report says so."""
+        shop.order()
+        for report in (
+            tasks_harness.send_twice(shop.order),
+            tasks_harness.send_dying(shop.order),
+        ):
+            assert report.runs == 0
+            assert "a key that was not used before" in str(report)
+        assert shop.runs == 1
+
     def test_own_counter_decides(self, tasks_harness: TasksHarness) -> None:
         """With a counter the work's own count of this report's runs is what counts."""
         done = Counter()
