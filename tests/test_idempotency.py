@@ -10,9 +10,8 @@ from dotmac_tasks import (
     ClaimLostError,
     MemoryStorage,
     OperationInProgressError,
-    OutcomeUnknownError,
 )
-from dotmac_tasks.testing import FakeClock
+from dotmac_tasks.testing import FakeClock, TasksHarness
 from support.concurrency import Counter, run_together
 
 
@@ -138,23 +137,18 @@ def test_work_of_a_dead_owner_runs_again_after_its_lease(clock: FakeClock) -> No
     alive.stop()
 
 
-def test_work_that_must_not_repeat_waits_for_a_decision(clock: FakeClock) -> None:
+def test_work_that_must_not_repeat_waits_for_a_decision() -> None:
     """With the policy to refuse, a dead owner's work is not run again until somebody decides."""
-    manager = BackgroundOperationsManager(
-        clock=clock, on_abandoned="refuse", enable_background_cleanup=False
-    )
-    manager.idempotent_operation("charge", key="order-1").__enter__()
-    manager.heartbeat.stop()
-    clock.advance(10 * 86_400)
-    with (
-        pytest.raises(OutcomeUnknownError),
-        manager.idempotent_operation("charge", key="order-1"),
-    ):
-        pytest.fail("the block ran")
-    assert manager.complete_idempotent_operation("order-1", {"charged": True})
-    with manager.idempotent_operation("charge", key="order-1") as operation:
-        assert operation.result == {"charged": True}
-    manager.stop()
+    with TasksHarness(on_abandoned="refuse") as harness:
+        manager = harness.manager
+        charge = manager.idempotent("charge", key=lambda: "order-1")(lambda: {"charged": False})
+        report = harness.send_dying(charge)
+        report.assert_ran_once()
+        assert report.problems == ["OutcomeUnknownError"]
+        harness.clock.advance(10 * 86_400)
+        assert harness.send_twice(charge).problems == ["OutcomeUnknownError"] * 2
+        assert manager.complete_idempotent_operation("order-1", {"charged": True})
+        assert harness.send_twice(charge).responses == [{"charged": True}] * 2
 
 
 def test_lease_is_kept_alive_while_the_work_goes_on() -> None:

@@ -190,11 +190,11 @@ def _judge_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) ->
             reason="before the library saw it",
             advice="Check the URL, the method, the login and the CSRF token of the request.",
         )
-    reason, advice = _explain_unmarked(answer, evidence)
+    reason, advice = _explain_unmarked(facts, answer, evidence)
     return _Verdict(AttemptOutcome.UNPROTECTED, reason=reason, advice=advice)
 
 
-def _explain_unmarked(answer: object, evidence: Evidence) -> tuple[str, str]:
+def _explain_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) -> tuple[str, str]:
     config = evidence.config
     header, methods = config.idempotency_header, ", ".join(config.methods)
     request = read_request(answer)
@@ -213,4 +213,10 @@ def _explain_unmarked(answer: object, evidence: Evidence) -> tuple[str, str]:
         return f"{request.path} is exempt", "EXEMPT_PATHS says so; take it out there."
     if header.lower() not in request.headers:
         return f"it had no {header} header", f"Send a key in {header}, the same one each time."
-    return "the library did not see it, although it had a key", evidence.where
+    return "the library did not see it, although it had a key", _after_error(facts, evidence)
+
+
+def _after_error(facts: ResponseFacts, evidence: Evidence) -> str:
+    if facts.status < 500:
+        return evidence.where
+    return f"Find the server's error first: it may stand before the library. {evidence.where}"

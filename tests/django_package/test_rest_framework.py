@@ -30,7 +30,7 @@ from dotmac_tasks_django import idempotency_exempt, idempotent
 from dotmac_tasks_django.checks import check_views
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.protection import find_options, find_run
-from dotmac_tasks_django.testing import override_tasks_settings
+from dotmac_tasks_django.testing import TasksHarness, override_tasks_settings
 from support.django_project.calls import get_calls
 from support.django_project.records import get_statuses
 from support.django_project.rest_ways import (
@@ -177,6 +177,19 @@ class TestEachWay:
                 assert send(client, way).status_code == status
         assert get_statuses() == []
         assert get_calls("rest") == 0
+
+    @each()
+    @pytest.mark.parametrize(
+        ("dies", "runs"), [("before_view", 1), ("before_record", 2), ("after_record", 1)]
+    )
+    def test_retry_after_a_death(
+        self, tasks_harness: TasksHarness, client: Client, way: str, dies: Any, runs: int
+    ) -> None:
+        """The framework lets a worker die, and the retry finds what it has left."""
+        report = tasks_harness.send_dying(lambda: send(client, way), dies)
+        assert report.died
+        assert report.runs == get_calls("rest") == runs
+        assert [response.status_code for response in report.responses] == [201]
 
     @each()
     def test_request_is_authenticated_once(self, client: Client, way: str) -> None:

@@ -94,8 +94,9 @@ def judge(harness: TasksHarness, answer: Any) -> Attempt[Any]:
     return harness.send_twice(lambda: answer).attempts[0]
 
 
-def sent(method: str = "POST", path: str = "/pay/", **headers: str) -> Any:
-    return response(request=SimpleNamespace(method=method, path=path, headers=headers))
+def sent(method: str = "POST", path: str = "/pay/", *, status: int = 200, **headers: str) -> Any:
+    request = SimpleNamespace(method=method, path=path, headers=headers)
+    return response(status, request=request)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,14 @@ def sent(method: str = "POST", path: str = "/pay/", **headers: str) -> Any:
         (sent("get"), "get is not covered", "POST, PATCH"),
         (sent(path="/admin/x/"), "/admin/x/ is exempt", "EXEMPT_PATHS"),
         (sent(**{"idempotency-key": "k"}), "although it had a key", "Wrap the application"),
+        (
+            sent(status=500, **{"idempotency-key": "k"}),
+            "although it had a key",
+            "Find the server's error first",
+        ),
         (response(), "the library did not see it", "EXEMPT_PATHS leaves out its path"),
     ],
-    ids=["no-key", "method", "exempt", "forgotten", "unknown"],
+    ids=["no-key", "method", "exempt", "forgotten", "failed", "unknown"],
 )
 def test_reason_of_an_unprotected_request_is_found(
     tasks_harness: TasksHarness, answer: Any, reason: str, advice: str
