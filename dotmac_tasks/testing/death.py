@@ -7,8 +7,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
-from dotmac_tasks.models import ClaimOutcome
-from dotmac_tasks.testing.storage import StorageHook, VerbCall
+from dotmac_tasks.testing.storage import GRANTED, StorageHook, VerbCall
 
 __all__ = ["DEATHS", "Death", "DeathPoint", "WorkerDeath"]
 
@@ -29,7 +28,6 @@ What became of a worker that died at each point, in words.
 
 # The verbs that say how a claimed operation ended; a claim that is handed on has ended here.
 _ENDINGS = frozenset({"complete_operation", "defer_operation", "release_operation"})
-_GOT = frozenset({ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER})
 
 
 class WorkerDeath(BaseException):
@@ -80,7 +78,7 @@ class Death(StorageHook):
         Hand out the reply, unless the worker is dead or dies here.
         """
         with self._lock:
-            if call.verb == "claim_operation" and reply.outcome in _GOT and self._key is None:
+            if call.verb == "claim_operation" and reply.outcome in GRANTED and self._key is None:
                 self._key = call.args[0].key
                 if self._point == "before_view":
                     self._die()

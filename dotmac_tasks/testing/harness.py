@@ -20,6 +20,8 @@ from dotmac_tasks.errors import (
     OperationInProgressError,
     OutcomeUnknownError,
 )
+from dotmac_tasks.events import OperationReconciled
+from dotmac_tasks.keys import key_hash
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.testing.clock import FakeClock
@@ -28,7 +30,7 @@ from dotmac_tasks.testing.death import DEATHS, Death, DeathPoint, WorkerDeath
 from dotmac_tasks.testing.judging import Evidence, judge_error, judge_result
 from dotmac_tasks.testing.recorder import EventRecorder
 from dotmac_tasks.testing.report import Attempt, AttemptOutcome, SendReport
-from dotmac_tasks.testing.storage import ClaimLog, HookedStorage, Outage, SeenClaim
+from dotmac_tasks.testing.storage import GRANTED, ClaimLog, HookedStorage, Outage, SeenClaim
 
 __all__ = ["TasksHarness"]
 
@@ -295,7 +297,29 @@ class TasksHarness:
         return judge_result(number, answer, self._gather(log, find_claims()))
 
     def _gather(self, log: ClaimLog, claims: Sequence[SeenClaim]) -> Evidence:
-        return Evidence(claims, bool(log.claims), self.manager.config, self.explain_unprotected())
+        return Evidence(
+            claims,
+            is_ours=bool(log.claims),
+            config=self.manager.config,
+            where=self.explain_unprotected(),
+            decision=self._find_decision(claims),
+        )
+
+    def _find_decision(self, claims: Sequence[SeenClaim]) -> str | None:
+        taken = [
+            seen.request
+            for seen in claims
+            if seen.request.takeover and seen.reply.outcome in GRANTED
+        ]
+        if not taken:
+            return None
+        hashed = key_hash(taken[-1].key)
+        told = [
+            event.decision
+            for event in self.events.of_type(OperationReconciled)
+            if event.key_hash == hashed
+        ]
+        return told[-1] if told else None
 
 
 class _Counter:

@@ -9,26 +9,36 @@ from typing import Any, NamedTuple, TypeVar
 
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import IdempotencyError
-from dotmac_tasks.http import PROBLEM_PREFIX
+from dotmac_tasks.http.answers import PROBLEM_PREFIX, STILL_RUNNING
 from dotmac_tasks.models import ClaimOutcome
+from dotmac_tasks.reconciliation import Decision
 from dotmac_tasks.testing.report import Attempt, AttemptOutcome
 from dotmac_tasks.testing.responses import ResponseFacts, read_request, read_response
-from dotmac_tasks.testing.storage import SeenClaim
+from dotmac_tasks.testing.storage import GRANTED, SeenClaim
 
 __all__ = ["Evidence", "judge_error", "judge_result"]
 
 R = TypeVar("R")
 
-_GOT = frozenset({ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER})
-
 # Without a trace of the library, these say that the work was not begun.
 _TURNED_AWAY = frozenset({401, 403, 404, 405, 429})
+
+# The answer of 202; that of 409 is a problem document.
+_RUNNING = {"status": "in_progress", "message": STILL_RUNNING}
+
+# What it comes to for a retry that has asked what became of abandoned work.
+_DECIDED: dict[str | None, ClaimOutcome] = {
+    Decision.FOUND: ClaimOutcome.FINISHED,
+    Decision.FAILED: ClaimOutcome.FINISHED,
+    Decision.ASK_PERSON: ClaimOutcome.UNRESOLVED,
+}
 
 _PROBLEM_ADVICE = {
     "key-reused": (
         "Send the same method, path and body each time. What changes by itself, such as a time, "
         "is left out with @idempotent(fingerprint=...)."
     ),
+    "unauthenticated": "Sign in before sending; ANONYMOUS says that only known callers have keys.",
     "invalid-key": "Send another key; the detail of the problem says what is wrong with it.",
     "missing-key": "Send a key; this view asks for one.",
     "not-replayable": (
@@ -47,18 +57,22 @@ class Evidence(NamedTuple):
         is_ours: Whether this test's manager has seen any claim at all.
         config: The settings of this test's manager.
         where: What to check where a request with a key went past the library.
+        decision: What a callback said of the abandoned work that it claimed, if it did.
     """
 
     claims: Sequence[SeenClaim]
     is_ours: bool
     config: TasksConfig
     where: str
+    decision: str | None = None
 
     @property
     def reply(self) -> ClaimOutcome | None:
         """
         What its first operation was answered in the end; None where it claimed nothing.
         """
+        if self.decision in _DECIDED:
+            return _DECIDED[self.decision]
         replies = [
             claim.reply.outcome
             for claim in self.claims
@@ -78,7 +92,7 @@ def judge_error(number: int, error: IdempotencyError, evidence: Evidence) -> Att
     """
     Judge a call of a function that ended with an error of the library.
     """
-    ran = evidence.reply in _GOT
+    ran = evidence.reply in GRANTED
     return Attempt(
         number=number,
         outcome=AttemptOutcome.RAN if ran else AttemptOutcome.REFUSED,
@@ -138,7 +152,7 @@ def _judge_claims(evidence: Evidence) -> _Verdict:
             reason="it claimed no key of this test's manager",
             advice=evidence.where,
         )
-    ran = evidence.reply in _GOT
+    ran = evidence.reply in GRANTED
     return _Verdict(AttemptOutcome.RAN if ran else AttemptOutcome.REPLAYED)
 
 
@@ -155,7 +169,7 @@ def _judge_marks(facts: ResponseFacts, key: str | None, evidence: Evidence) -> _
         return None
     if facts.headers.get("idempotent-replayed") == "true":
         outcome = AttemptOutcome.REPLAYED
-    elif _says_still_running(facts):
+    elif facts.document == _RUNNING:
         return _Verdict(AttemptOutcome.REFUSED, problem="still-running")
     elif facts.headers.get("x-idempotency-status") == "unprotected":
         return _Verdict(
@@ -172,15 +186,6 @@ def _judge_marks(facts: ResponseFacts, key: str | None, evidence: Evidence) -> _
             advice=evidence.where,
         )
     return _Verdict(outcome)
-
-
-def _says_still_running(facts: ResponseFacts) -> bool:
-    return (
-        facts.status == 202
-        and "retry-after" in facts.headers
-        and set(facts.document) == {"status", "message"}
-        and facts.document["status"] == "in_progress"
-    )
 
 
 def _judge_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) -> _Verdict:
@@ -213,6 +218,11 @@ def _explain_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) 
         return f"{request.path} is exempt", "EXEMPT_PATHS says so; take it out there."
     if header.lower() not in request.headers:
         return f"it had no {header} header", f"Send a key in {header}, the same one each time."
+    if config.anonymous == "ignore":
+        return (
+            "its key may be that of an unknown caller",
+            f"Sign in before sending, since ANONYMOUS ignores such keys. {evidence.where}",
+        )
     return "the library did not see it, although it had a key", _after_error(facts, evidence)
 
 

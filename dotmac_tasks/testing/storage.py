@@ -10,11 +10,24 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from dotmac_tasks.errors import StorageUnavailableError
-from dotmac_tasks.models import ClaimReply, ClaimRequest
+from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.delegating import DelegatingStorage
 
-__all__ = ["ClaimLog", "HookedStorage", "Outage", "SeenClaim", "StorageHook", "VerbCall"]
+__all__ = [
+    "GRANTED",
+    "ClaimLog",
+    "HookedStorage",
+    "Outage",
+    "SeenClaim",
+    "StorageHook",
+    "VerbCall",
+]
+
+GRANTED = frozenset({ClaimOutcome.CLAIMED, ClaimOutcome.TAKEN_OVER})
+"""
+The answers that make the caller of a claim its executor.
+"""
 
 P = ParamSpec("P")
 R = TypeVar("R")

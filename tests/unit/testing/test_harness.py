@@ -519,6 +519,63 @@ class TestFunctions:
         assert runs == [7]
 
 
+class TestReconciled:
+    @pytest.mark.parametrize(
+        ("answer", "outcome", "runs", "problems"),
+        [
+            (lambda operation: operation.found(7), REPLAYED, 1, []),
+            (lambda operation: operation.run_again(), RAN, 2, []),
+            (lambda operation: operation.failed("no"), REFUSED, 1, ["OperationFailedError"]),
+            (lambda operation: operation.ask_person(), REFUSED, 1, ["OutcomeUnknownError"]),
+        ],
+        ids=["found", "run_again", "failed", "ask_person"],
+    )
+    def test_call_after_a_death_asks(
+        self,
+        tasks_harness: TasksHarness,
+        answer: Any,
+        outcome: AttemptOutcome,
+        runs: int,
+        problems: list[str],
+    ) -> None:
+        """A retry that asks what became of the work is judged by what it was told."""
+        done = Counter()
+        charge = tasks_harness.manager.idempotent(
+            "charge", on_abandoned="refuse", reconcile=answer
+        )(done.increment)
+        report = tasks_harness.send_dying(charge)
+        assert outcomes_of(report) == [DIED, outcome]
+        assert report.runs == done.value == runs
+        assert report.problems == problems
+
+    def test_request_after_a_death_asks(self) -> None:
+        """Over HTTP the answer that the callback has found counts as a replay."""
+        settings: dict[str, Any] = {
+            "on_abandoned": "refuse",
+            "reconcile": lambda operation: operation.found({"charged": True}, status=201),
+        }
+        with TasksHarness(**settings) as harness:
+            shop = Shop(harness.manager)
+            report = harness.send_dying(shop.order)
+            report.assert_ran_once()
+            assert outcomes_of(report) == [DIED, REPLAYED]
+            assert report.responses[0].json() == {"charged": True}
+
+    def test_callback_that_dies_leaves_the_call_without_an_outcome(
+        self, tasks_harness: TasksHarness
+    ) -> None:
+        """A retry whose callback is stopped has not run the work, and its end passes through."""
+
+        def stop(operation: object) -> Any:
+            raise KeyboardInterrupt
+
+        charge = tasks_harness.manager.idempotent("charge", on_abandoned="refuse", reconcile=stop)(
+            lambda: 1
+        )
+        with pytest.raises(KeyboardInterrupt):
+            tasks_harness.send_dying(charge)
+
+
 def our_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("dotmac-tasks.")}
 

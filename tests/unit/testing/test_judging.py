@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dotmac_tasks.http.answers import STILL_RUNNING
 from dotmac_tasks.testing import TasksHarness
 from dotmac_tasks.testing.report import Attempt, AttemptOutcome
 from dotmac_tasks.testing.responses import read_request, read_response
@@ -125,31 +126,36 @@ def test_reason_of_an_unprotected_request_is_found(
     assert advice in attempt.advice
 
 
-RUNNING = {"status": "in_progress", "message": "..."}
+RUNNING = {"status": "in_progress", "message": STILL_RUNNING}
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "document", "outcome"),
+    ("headers", "document", "outcome"),
     [
-        (202, {"Retry-After": "1"}, RUNNING, AttemptOutcome.REFUSED),
-        (202, {}, RUNNING, AttemptOutcome.RAN),
-        (200, {"Retry-After": "1"}, RUNNING, AttemptOutcome.RAN),
-        (202, {"Retry-After": "1"}, RUNNING | {"job": 1}, AttemptOutcome.RAN),
-        (202, {"Retry-After": "1"}, RUNNING | {"status": "new"}, AttemptOutcome.RAN),
-        (202, {"Idempotent-Replayed": "true"}, RUNNING, AttemptOutcome.REPLAYED),
+        ({}, RUNNING, AttemptOutcome.REFUSED),
+        ({}, RUNNING | {"job": 1}, AttemptOutcome.RAN),
+        ({}, RUNNING | {"message": "..."}, AttemptOutcome.RAN),
+        ({"Idempotent-Replayed": "true"}, RUNNING, AttemptOutcome.REPLAYED),
     ],
 )
 def test_answer_for_a_running_one_is_known_from_an_applications(
     tasks_harness: TasksHarness,
-    status: int,
     headers: dict[str, str],
     document: dict[str, Any],
     outcome: AttemptOutcome,
 ) -> None:
     """Only the library's own 202 counts as a refusal; an application's like it is its answer."""
     marks = {"Content-Type": "application/json", "X-Idempotency-Key": "k", **headers}
-    answer = response(status, headers=marks, content=json.dumps(document))
+    answer = response(202, headers=marks, content=json.dumps(document))
     assert judge(tasks_harness, answer).outcome is outcome
+
+
+@pytest.mark.parametrize("tasks_settings", [{"anonymous": "ignore"}])
+def test_key_of_an_unknown_caller_is_told(tasks_harness: TasksHarness) -> None:
+    """Where such keys are ignored, a request with one may be of that kind, and so it is said."""
+    attempt = judge(tasks_harness, sent(**{"idempotency-key": "k"}))
+    assert "unknown caller" in attempt.reason
+    assert "Sign in" in attempt.advice
 
 
 @pytest.mark.parametrize("tasks_settings", [{"idempotency_response_header": "X-Key"}])
