@@ -118,6 +118,7 @@ def judge_result(number: int, answer: R, evidence: Evidence) -> Attempt[R]:
         number=number,
         outcome=verdict.outcome,
         ran=verdict.outcome in (AttemptOutcome.RAN, AttemptOutcome.UNPROTECTED),
+        answered=True,
         response=answer,
         status=status,
         problem=verdict.problem,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from dotmac_tasks.testing.death import DeathPoint
 
@@ -44,7 +44,9 @@ class Attempt(Generic[R]):
         number: Its place in the report, from 1.
         outcome: What became of it.
         ran: Whether the work ran.
-        response: What it was answered; None where it was not.
+        answered: Whether there is a response: a worker that died sends none, and a
+            function may raise instead.
+        response: The response, or the function's result.
         status: The status code of a response.
         problem: Why it was refused: the last part of the problem's type, such as
             ``key-reused``, or the name of the error that a function raised.
@@ -57,6 +59,7 @@ class Attempt(Generic[R]):
     number: int
     outcome: AttemptOutcome
     ran: bool
+    answered: bool = False
     response: R | None = field(default=None, repr=False)
     status: int | None = None
     problem: str | None = None
@@ -108,7 +111,7 @@ class SendReport(Generic[R]):
         """
         What was answered, without those who got no answer.
         """
-        return [item.response for item in self.attempts if item.response is not None]
+        return [cast("R", item.response) for item in self.attempts if item.answered]
 
     @property
     def replayed(self) -> list[Attempt[R]]:

@@ -426,6 +426,7 @@ class TestFunctions:
         """A protected function runs once, also where its result is None."""
         report = tasks_harness.send_twice(lambda: charge(7))
         report.assert_replayed()
+        assert report.responses == [None, None]
         assert runs == [7]
 
     def test_calls_at_once_run_once(

@@ -8,7 +8,9 @@ from dotmac_tasks.testing import Attempt, AttemptOutcome, SendReport
 
 
 def attempt(number: int, outcome: AttemptOutcome, *, ran: bool = False, **facts: Any) -> Any:
-    return Attempt[str](number=number, outcome=outcome, ran=ran, **facts)
+    return Attempt[str](
+        number=number, outcome=outcome, ran=ran, answered="response" in facts, **facts
+    )
 
 
 FIRST = attempt(1, AttemptOutcome.RAN, ran=True, status=201, response="a", key="k")
@@ -54,6 +56,10 @@ def test_parts_are_found() -> None:
     assert both.unprotected == [PLAIN]
     assert both.responses == ["a", "b", "c", "d"]
     assert not both.died
+    none = attempt(1, AttemptOutcome.RAN, ran=True, response=None)
+    silent = attempt(2, AttemptOutcome.DIED)
+    assert report(none, silent).responses == [None]
+    assert report(none, silent).died
 
 
 @pytest.mark.parametrize("runs", [0, 2])
