@@ -11,25 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
-from io import BytesIO
-from tempfile import SpooledTemporaryFile
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dotmac_tasks.keys import canonical_json
 
 __all__ = [
+    "CHUNK",
     "FINGERPRINT_VERSION",
-    "DigestingStream",
+    "BodyDigester",
     "FilePart",
     "Readable",
     "Rewindable",
-    "Spool",
     "body_digest",
     "parts_digest",
+    "raw_stream_digest",
     "request_fingerprint",
     "selected_digest",
     "stream_digest",
@@ -40,13 +39,20 @@ FINGERPRINT_VERSION = 1
 Part of every fingerprint; another way to make them needs another number.
 """
 
-_CHUNK = 64 * 1024
+CHUNK = 256 * 1024
+"""
+How much of a body is read at once.
+
+Servers copy what they hold for each piece that they are asked for, so that pieces are large.
+"""
+
 # Larger bodies count by their bytes, so that memory stays bounded.
 _MAX_PARSED = 1024 * 1024
 # Up to twice as deep is parsed, the same in every process; beyond it the bytes count.
 _MAX_DEPTH = 100
 _MAX_PART_HEADERS = 16 * 1024
 _MAX_PARTS = 10_000
+_RAW = b"raw:"
 
 _VALUE = r'(?:"[^"\\]*(?:\\.[^"\\]*)*"|[^;\s"]*)'
 # No two runs of spaces may meet, or a long one would be tried in every way to part it.
@@ -118,21 +124,36 @@ def body_digest(
     """
     if _parse_content_type(content_type).is_json:
         return _json_digest(body)
-    digester = _Digester(content_type, ignored_fields)
+    digester = BodyDigester(content_type, partial(_raw_digest, body), ignored_fields=ignored_fields)
     digester.update(body)
     return digester.digest()
 
 
 def stream_digest(
-    content_type: str, stream: Readable, *, ignored_fields: Collection[str] = frozenset()
+    content_type: str, stream: Rewindable, *, ignored_fields: Collection[str] = frozenset()
 ) -> bytes:
     """
     Return what `body_digest` returns for the same bytes, reading them in chunks to the end.
+
+    They are read from the beginning again where a form turns out to be none.
     """
-    digester = _Digester(content_type, ignored_fields)
-    while chunk := stream.read(_CHUNK):
+    digester = BodyDigester(
+        content_type, partial(raw_stream_digest, stream), ignored_fields=ignored_fields
+    )
+    while chunk := stream.read(CHUNK):
         digester.update(chunk)
     return digester.digest()
+
+
+def raw_stream_digest(stream: Rewindable) -> bytes:
+    """
+    Return the digest of bytes as they are, read from the beginning to the end.
+    """
+    digest = sha256(_RAW)
+    stream.seek(0)
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+    return digest.digest()
 
 
 def parts_digest(
@@ -154,7 +175,7 @@ def parts_digest(
     for file in files:
         content = sha256()
         file.content.seek(0)
-        while chunk := file.content.read(_CHUNK):
+        while chunk := file.content.read(CHUNK):
             content.update(chunk)
         file.content.seek(0)
         head = _PartHead(
@@ -195,129 +216,69 @@ def request_fingerprint(
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-class Spool:
+class BodyDigester:
     """
-    A request body, read once, digested on the way and kept to be read again.
+    Digests a body that comes in chunks, in bounded memory and each byte once; for one thread.
 
-    Belongs to the thread that handles the request. Small bodies stay in memory, larger ones go to
-    a temporary file, which `close` removes.
+    Of three ways one is at work: collecting what is compared by value, telling a form into its
+    parts, or hashing the bytes as they are.
 
     Args:
-        stream: Where the body comes from.
-        length: How many bytes to read and never more; None reads to the end, which only a stream
-            that the server ends by itself has.
         content_type: The value of the Content-Type header; empty if there is none.
+        read_again: Returns `raw_stream_digest` of the same bytes, for a form that turns out to be
+            none. Without it the bytes of forms are hashed twice.
         ignored_fields: Names of form fields that do not count.
-        max_memory: Bytes above which a file is used.
-
-    Attributes:
-        file: The body, at its beginning.
-        digest: What `body_digest` returns for it.
-        length: How many bytes were read.
-        is_complete: False where the stream ended before `length` bytes.
     """
 
     def __init__(
         self,
-        stream: Readable,
-        length: int | None,
         content_type: str,
+        read_again: Callable[[], bytes] | None = None,
         *,
         ignored_fields: Collection[str] = frozenset(),
-        max_memory: int = 256 * 1024,
     ) -> None:
-        # Most bodies are known to be small, and then no temporary file has to be ready for them.
-        self.file: IO[bytes] = (
-            BytesIO()
-            if length is not None and length <= max_memory
-            else SpooledTemporaryFile(max_size=max_memory)  # noqa: SIM115 - outlives the call
-        )
-        try:
-            self.length, self.digest = self._fill(
-                stream, length, _Digester(content_type, ignored_fields)
-            )
-            self.file.seek(0)
-        except BaseException:
-            self.file.close()
-            raise
-        self.is_complete = length is None or self.length == length
+        kind = _parse_content_type(content_type)
+        self._raw = sha256(_RAW)
+        self._read_again = read_again
+        self._ignored = ignored_fields
+        self._is_json = kind.is_json
+        self._buffer: bytearray | None = None
+        self._multipart: _Multipart | None = None
+        if kind.is_json or (kind.media == "application/x-www-form-urlencoded" and ignored_fields):
+            self._buffer = bytearray()
+        elif kind.media == "multipart/form-data" and kind.boundary:
+            self._multipart = _Multipart(kind.boundary, _Parts(ignored_fields))
 
-    def close(self) -> None:
+    def update(self, chunk: bytes) -> None:
         """
-        Remove the temporary file; may be called twice.
+        Take the next bytes.
         """
-        self.file.close()
-
-    def _fill(self, stream: Readable, length: int | None, digester: _Digester) -> tuple[int, bytes]:
-        done = 0
-        while length is None or done < length:
-            chunk = stream.read(_CHUNK if length is None else min(_CHUNK, length - done))
-            if not chunk:
-                break
-            digester.update(chunk)
-            self.file.write(chunk)
-            done += len(chunk)
-        return done, digester.digest()
-
-
-class DigestingStream:
-    """
-    A request body that is digested while somebody else reads it; nothing of it is kept.
-
-    Belongs to the thread that handles the request. Whoever reads only a part leaves the rest
-    unread, and the digest is that of the part.
-
-    Args:
-        stream: Where the body comes from.
-        content_type: The value of the Content-Type header; empty if there is none.
-        ignored_fields: Names of form fields that do not count.
-
-    Attributes:
-        stream: Where the body comes from.
-        length: How many bytes were read by now.
-    """
-
-    def __init__(
-        self, stream: IO[bytes], content_type: str, *, ignored_fields: Collection[str] = frozenset()
-    ) -> None:
-        self.stream = stream
-        self.length = 0
-        self._digester = _Digester(content_type, ignored_fields)
-
-    def read(self, size: int = -1, /) -> bytes:
-        """
-        Read at most so many bytes; all of them without a size.
-        """
-        return self._note(self.stream.read(size))
-
-    def readline(self, size: int = -1, /) -> bytes:
-        """
-        Read a line, or at most so many bytes of it.
-        """
-        return self._note(self.stream.readline(size))
-
-    def seekable(self) -> bool:
-        """
-        Tell that there is no way back.
-        """
-        return False
-
-    def close(self) -> None:
-        """
-        Close the stream.
-        """
-        self.stream.close()
+        if self._multipart is not None:
+            self._multipart.update(chunk)
+            if self._read_again is None:
+                self._raw.update(chunk)
+        elif self._buffer is None:
+            self._raw.update(chunk)
+        elif len(self._buffer) + len(chunk) <= _MAX_PARSED:
+            self._buffer += chunk
+        else:
+            self._raw.update(self._buffer)
+            self._raw.update(chunk)
+            self._buffer = None
 
     def digest(self) -> bytes:
         """
-        Return what `body_digest` returns for the bytes that were read by now.
+        Return the digest of all that was taken.
         """
-        return self._digester.digest()
-
-    def _note(self, chunk: bytes) -> bytes:
-        self._digester.update(chunk)
-        self.length += len(chunk)
-        return chunk
+        if self._buffer is not None:
+            body = bytes(self._buffer)
+            return _json_digest(body) if self._is_json else _form_digest(body, self._ignored)
+        form = None if self._multipart is None else self._multipart.digest()
+        if form is not None:
+            return form
+        if self._multipart is None or self._read_again is None:
+            return self._raw.digest()
+        return self._read_again()
 
 
 class _ContentType(NamedTuple):
@@ -416,7 +377,7 @@ def _json_digest(body: bytes) -> bytes:
 
 
 def _raw_digest(body: bytes) -> bytes:
-    digest = sha256(b"raw:")
+    digest = sha256(_RAW)
     digest.update(body)
     return digest.digest()
 
@@ -481,45 +442,6 @@ class _Parts:
         return sha256(b"multipart:" + b"".join(sorted(self._digests))).digest()
 
 
-class _Digester:
-    """
-    Digests a body that comes in chunks, in bounded memory; for one thread.
-    """
-
-    def __init__(self, content_type: str, ignored_fields: Collection[str]) -> None:
-        kind = _parse_content_type(content_type)
-        self._raw = sha256(b"raw:")
-        self._ignored = ignored_fields
-        self._is_json = kind.is_json
-        self._buffer: bytearray | None = None
-        self._multipart: _Multipart | None = None
-        if kind.is_json or (kind.media == "application/x-www-form-urlencoded" and self._ignored):
-            self._buffer = bytearray()
-        elif kind.media == "multipart/form-data" and kind.boundary:
-            self._multipart = _Multipart(kind.boundary, _Parts(ignored_fields))
-
-    def update(self, chunk: bytes) -> None:
-        self._raw.update(chunk)
-        if self._buffer is not None:
-            if len(self._buffer) + len(chunk) > _MAX_PARSED:
-                self._buffer = None
-            else:
-                self._buffer += chunk
-        elif self._multipart is not None:
-            try:
-                self._multipart.update(chunk)
-            except _MalformedError:
-                self._multipart = None
-
-    def digest(self) -> bytes:
-        if self._buffer is not None:
-            body = bytes(self._buffer)
-            return _json_digest(body) if self._is_json else _form_digest(body, self._ignored)
-        if self._multipart is not None and self._multipart.is_complete:
-            return self._multipart.parts.digest()
-        return self._raw.digest()
-
-
 def _form_digest(body: bytes, ignored_fields: Collection[str]) -> bytes:
     ignored = {_to_bytes(name) for name in ignored_fields}
     pairs = [pair for pair in body.split(b"&") if pair.partition(b"=")[0] not in ignored]
@@ -534,8 +456,9 @@ class _Multipart:
     """
 
     def __init__(self, boundary: bytes, parts: _Parts) -> None:
-        self.parts = parts
-        self.is_complete = False
+        self._parts = parts
+        self._is_complete = False
+        self._is_malformed = False
         self._mark = b"--" + boundary
         # The first delimiter may stand at the very beginning, without a line before it.
         self._buffer = bytearray(b"\r\n")
@@ -545,9 +468,21 @@ class _Multipart:
         self._content = sha256()
 
     def update(self, chunk: bytes) -> None:
+        if self._is_malformed:
+            return
         self._buffer += chunk
-        while self._step():
-            pass
+        try:
+            while self._step():
+                pass
+        except _MalformedError:
+            self._is_malformed = True
+            self._buffer.clear()
+
+    def digest(self) -> bytes | None:
+        """
+        Return the digest of a whole and well-formed form, None for anything else.
+        """
+        return self._parts.digest() if self._is_complete and not self._is_malformed else None
 
     def _find_delimiter(self) -> int:
         """
@@ -563,21 +498,23 @@ class _Multipart:
             raise _MalformedError("a boundary stands within a line")
         return at - 2
 
-    def _take_to_delimiter(self) -> tuple[bytearray, bool]:
+    def _take_to_delimiter(self, take: Callable[[memoryview], object]) -> bool:
+        """
+        Hand over, without a copy, what stands before the next delimiter; tell whether it is there.
+        """
         at = self._find_delimiter()
         # What could be the beginning of the delimiter waits for the next chunk.
         end = at if at >= 0 else max(len(self._buffer) - len(self._mark) - 2, 0)
-        taken = self._buffer[:end]
+        with memoryview(self._buffer) as whole, whole[:end] as taken:
+            take(taken)
         del self._buffer[: end if at < 0 else end + 2 + len(self._mark)]
-        return taken, at >= 0
+        return at >= 0
 
     def _skip_preamble(self) -> bool:
-        preamble, found = self._take_to_delimiter()
-        if preamble.strip():
-            raise _MalformedError("something precedes the first part")
-        if found:
+        if self._take_to_delimiter(_check_preamble):
             self._step = self._read_delimiter_end
-        return found
+            return True
+        return False
 
     def _skip_epilogue(self) -> bool:
         # Some readers go on behind the end.
@@ -590,7 +527,7 @@ class _Multipart:
         if len(self._buffer) < 2:
             return False
         if self._buffer.startswith(b"--"):
-            self.is_complete = True
+            self._is_complete = True
             del self._buffer[:2]
             self._step = self._skip_epilogue
             return True
@@ -621,12 +558,16 @@ class _Multipart:
         return True
 
     def _read_content(self) -> bool:
-        content, found = self._take_to_delimiter()
-        self._content.update(content)
-        if found:
-            self.parts.add(self._head, self._content.digest())
+        if self._take_to_delimiter(self._content.update):
+            self._parts.add(self._head, self._content.digest())
             self._step = self._read_delimiter_end
-        return found
+            return True
+        return False
+
+
+def _check_preamble(preamble: memoryview) -> None:
+    if bytes(preamble).strip():
+        raise _MalformedError("something precedes the first part")
 
 
 def _parse_part_head(block: bytes) -> _PartHead:

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dotmac_tasks.fingerprint import Spool, selected_digest
+from dotmac_tasks.fingerprint import selected_digest
 from dotmac_tasks.http import (
     STORE_HEADER,
     Answer,
@@ -26,6 +26,7 @@ from dotmac_tasks.http import (
 )
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.serialization import TOO_LARGE
+from dotmac_tasks.spool import Spool
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -17,6 +17,7 @@ from dotmac_tasks_django.protection import (
     find_options,
     find_run,
     hold_answer,
+    watch,
 )
 from dotmac_tasks_django.rest_views import leave_to_view, warn_of_unclaimed
 from dotmac_tasks_django.shielding import shield_from_disconnect, was_cancelled_before_view
@@ -46,6 +47,7 @@ class BackgroundOperationsMiddleware:
         By now the view's transaction is committed, the response is rendered,
         and Django has turned exceptions into the responses that they stand for.
         """
+        watch(request)
         try:
             response = self.get_response(request)
         except BaseException as error:

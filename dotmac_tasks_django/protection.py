@@ -16,7 +16,7 @@ from django.http import FileResponse, HttpRequest, HttpResponse, StreamingHttpRe
 from django.http.response import HttpResponseBase
 
 from dotmac_tasks.http import STORE_HEADER, Answer, Run, ViewOptions
-from dotmac_tasks_django.bodies import call_on_close
+from dotmac_tasks_django.bodies import call_on_close, digest_while_read, read_undigested
 from dotmac_tasks_django.requests import DjangoRequest, current_adapter
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "is_decided",
     "set_options",
     "take_answer",
+    "watch",
 ]
 
 
@@ -130,6 +131,16 @@ def is_decided(request: HttpRequest) -> bool:
     return find_run(request) is not None or hasattr(request, _IS_EXEMPT)
 
 
+def watch(request: HttpRequest) -> None:
+    """
+    Prepare for a form that is parsed before its request is decided about.
+    """
+    if request.content_type != "multipart/form-data":
+        return  # nearly every request
+    if has_key(request) and is_concerned(request, None):
+        digest_while_read(request)
+
+
 def begin(
     request: HttpRequest, view_kwargs: dict[str, Any], options: ViewOptions | Exempt | None
 ) -> Run | HttpResponse | None:
@@ -141,6 +152,7 @@ def begin(
     """
     if isinstance(options, Exempt):
         setattr(request, _IS_EXEMPT, True)
+        read_undigested(request)
         return None
     if not is_concerned(request, options):
         return None
@@ -148,7 +160,9 @@ def begin(
     decision = adapter.http.begin(DjangoRequest(adapter, request, view_kwargs), options)
     if isinstance(decision, Answer):
         return _to_response(decision)
-    if decision is not None:
+    if decision is None:
+        read_undigested(request)
+    else:
         setattr(request, _RUN, decision)
     return decision
 

@@ -13,10 +13,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject, empty
 
-from dotmac_tasks.fingerprint import selected_digest
 from dotmac_tasks.http import principal_scope
 from dotmac_tasks.manager import BackgroundOperationsManager
-from dotmac_tasks_django.bodies import ensure_whole_body, request_body_digest
+from dotmac_tasks_django.bodies import (
+    ensure_whole_body,
+    request_body_digest,
+    selected_body_digest,
+)
 from dotmac_tasks_django.conf import get_manager
 
 __all__ = ["Adapter", "DjangoRequest", "current_adapter", "find_tenant_id", "find_user_id"]
@@ -137,7 +140,7 @@ class DjangoRequest:
         Return the digest of the body; the view finds it as if nobody had read it.
         """
         if selector is not None:
-            return selected_digest(selector(self._request))
+            return selected_body_digest(self._request, selector)
         return request_body_digest(self._request)
 
 

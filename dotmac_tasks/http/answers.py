@@ -102,6 +102,12 @@ _PROBLEMS: dict[str, tuple[int, str, str]] = {
         "A request with an idempotency key needs the Content-Length header here; it was not "
         "carried out. Send it again with one.",
     ),
+    "body-not-kept": (
+        503,
+        "Request body could not be kept",
+        "There is no room to keep the body while it is compared, so the request was not carried "
+        "out. Retry it later.",
+    ),
     "key-reused": (
         422,
         "Idempotency key used for a different request",

@@ -48,6 +48,7 @@ from dotmac_tasks.keys import (
 from dotmac_tasks.models import ClaimOutcome, ClaimReply, ClaimRequest, Quota
 from dotmac_tasks.reconciliation import Reconciler
 from dotmac_tasks.serialization import ErrorOutcome, HttpOutcome, JsonOutcome, decode_payload
+from dotmac_tasks.spool import SpoolError
 
 __all__ = ["HttpIdempotency"]
 
@@ -145,6 +146,8 @@ class HttpIdempotency:
             return self._refuse("incomplete-body", client_key)
         except UnknownLengthError:
             return self._refuse("length-required", client_key)
+        except SpoolError as error:
+            return self._without_room(client_key, error)
         if claim_request is None:
             describe = partial(
                 _describe,
@@ -273,6 +276,14 @@ class HttpIdempotency:
             extra=log_fields(request),
         )
         return self._refuse("unreadable-record", client_key, retry_after=30)
+
+    def _without_room(self, client_key: str, error: SpoolError) -> Answer:
+        # Not run unprotected: the storage works, and may know this request.
+        logger.error(
+            "A request body cannot be written to a temporary file (%s); the request is refused",
+            error,
+        )
+        return self._refuse("body-not-kept", client_key, retry_after=30)
 
     def _without_storage(
         self,

@@ -93,6 +93,7 @@ class HttpRequest(Protocol):
         Raises:
             IncompleteBodyError: The body ended early.
             UnknownLengthError: The body has no end that is known.
+            SpoolError: The body could not be kept.
         """
         ...
 

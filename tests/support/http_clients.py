@@ -160,10 +160,13 @@ class HttpClient:
         content_type: str = "application/json",
         query: str = "",
         headers: Headers = (),
+        on_chunk: Callable[[bytes], object] | None = None,
         **environ: Any,
     ) -> Response:
         """
         Send one request; an application that fails gets the client a 500.
+
+        `on_chunk` gets each chunk of the response as it comes.
         """
         declared = int(environ.get("CONTENT_LENGTH") or len(body))
         request = {
@@ -189,12 +192,14 @@ class HttpClient:
         if key is not None:
             request["HTTP_IDEMPOTENCY_KEY"] = key
         try:
-            return exchange(self._app, request)
+            return exchange(self._app, request, on_chunk)
         except BrokenHandlerError:
             return Response(500, [], b"")
 
 
-def exchange(app: Any, environ: dict[str, Any]) -> Response:
+def exchange(
+    app: Any, environ: dict[str, Any], on_chunk: Callable[[bytes], object] | None = None
+) -> Response:
     """
     Call a WSGI application once and read its response to the end.
     """
@@ -209,6 +214,8 @@ def exchange(app: Any, environ: dict[str, Any]) -> Response:
     try:
         for chunk in chunks:
             body.write(chunk)
+            if on_chunk is not None:
+                on_chunk(chunk)
     finally:
         if hasattr(chunks, "close"):
             chunks.close()

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tracemalloc
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,15 +14,15 @@ from hypothesis import strategies as st
 from dotmac_tasks import fingerprint
 from dotmac_tasks.errors import SerializationError
 from dotmac_tasks.fingerprint import (
-    DigestingStream,
+    FINGERPRINT_VERSION,
     FilePart,
-    Spool,
     body_digest,
     parts_digest,
     request_fingerprint,
     selected_digest,
     stream_digest,
 )
+from support.streams import Trickle
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
@@ -47,23 +49,6 @@ def multipart(*parts: tuple[bytes, bytes], boundary: str = "b0undary") -> tuple[
 
 def digest_of(*parts: tuple[bytes, bytes], boundary: str = "b0undary") -> bytes:
     return body_digest(*multipart(*parts, boundary=boundary))
-
-
-class Trickle(io.BytesIO):
-    """
-    A stream that hands out a few bytes at a time and remembers what it was asked for.
-    """
-
-    def __init__(self, data: bytes, step: int = 3) -> None:
-        super().__init__(data)
-        self.step = step
-        self.asked = 0
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        assert size is not None
-        assert size > 0
-        self.asked += size
-        return super().read(min(size, self.step))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +172,97 @@ def test_json_digest_tells_values_apart(left: Any, right: Any) -> None:
     texts = [json.dumps(value, sort_keys=True).encode() for value in (left, right)]
     digests = [body_digest(JSON, text) for text in texts]
     assert (digests[0] == digests[1]) == (texts[0] == texts[1])
+
+
+# Numbers that every reader takes for the same, however they are written.
+EXACT_NUMBERS = st.integers(-(2**63), 2**63) | st.sampled_from(
+    [0.5, -0.5, 1.0, 100.0, 1e22, -2.25, 0.1, 1e-7, 10**40, 12345678.875]
+)
+EXACT_VALUES = st.recursive(
+    st.none() | st.booleans() | EXACT_NUMBERS | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def spell(value: Any, chance: random.Random) -> str:
+    """
+    Write a value as JSON in one of the many ways that mean the same.
+    """
+    space = chance.choice(["", " ", "\n\t", "\r\n  "])
+    if isinstance(value, str):
+        text = "".join(spell_character(it, chance) for it in value)
+        return f'{space}"{text}"{space}'
+    if isinstance(value, dict):
+        pairs = chance.sample(list(value.items()), len(value))
+        members = [f"{spell(name, chance)}:{spell(it, chance)}" for name, it in pairs]
+        return f"{space}{{{','.join(members) or space}}}{space}"
+    if isinstance(value, list):
+        return f"{space}[{','.join(spell(it, chance) for it in value) or space}]{space}"
+    if isinstance(value, float):
+        exact = Decimal(repr(value))
+        plain = f"{exact:f}" if exact % 1 else f"{int(exact)}.0"
+        return space + chance.choice([repr(value), f"{exact:e}", f"{exact:E}", f"{plain}0"])
+    return space + json.dumps(value) + space
+
+
+def spell_character(it: str, chance: random.Random) -> str:
+    if it < " " or it in '"\\' or "\ud800" <= it <= "\udfff" or chance.random() < 0.3:
+        return json.dumps(it)[1:-1]
+    return it
+
+
+@given(EXACT_VALUES, st.randoms(use_true_random=False))
+def test_json_in_any_spelling_has_one_digest(value: Any, chance: random.Random) -> None:
+    """
+    Order of members, spaces, escapes, exponents and trailing zeros change nothing.
+    """
+    one, other = spell(value, chance).encode(), spell(value, chance).encode()
+    assert body_digest(JSON, one) == body_digest(JSON, other)
+
+
+@given(EXACT_VALUES, EXACT_VALUES, st.randoms(use_true_random=False))
+def test_json_of_another_value_has_another_digest(
+    left: Any, right: Any, chance: random.Random
+) -> None:
+    """
+    No spelling makes two values meet; a whole number and a decimal are two.
+    """
+    digests = [body_digest(JSON, spell(value, chance).encode()) for value in (left, right)]
+    assert (digests[0] == digests[1]) == (canon(left) == canon(right))
+
+
+def canon(value: Any) -> str:
+    return ascii(sort_members(value))
+
+
+def sort_members(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: sort_members(value[name]) for name in sorted(value)}
+    return [sort_members(it) for it in value] if isinstance(value, list) else value
+
+
+def test_many_members_may_come_in_any_order() -> None:
+    """
+    An object of thousands of members is one value in every order.
+    """
+    names = [f"member {number}" for number in range(5_000)]
+    shuffled = random.Random(7).sample(names, len(names))
+    one, other = (
+        json.dumps({name: {name: 1} for name in order}).encode() for order in (names, shuffled)
+    )
+    assert one != other
+    assert body_digest(JSON, one) == body_digest(JSON, other)
+
+
+def test_lone_surrogate_is_a_value() -> None:
+    """
+    Half a pair, which is no text elsewhere, is itself and nothing else.
+    """
+    digests = {
+        body_digest(JSON, text) for text in (b'"\\ud800"', b'"\\uD800"', b'"\\udc00"', b'"?"')
+    }
+    assert len(digests) == 3
 
 
 @given(
@@ -388,6 +464,10 @@ def test_long_names_fill_no_memory() -> None:
         """
 
         def __init__(self) -> None:
+            self.seek(0)
+
+        def seek(self, offset: int) -> None:
+            assert offset == 0
             self.parts = iter(range(500))
 
         def read(self, size: int) -> bytes:
@@ -553,82 +633,109 @@ def test_request_fingerprint_tells_every_fact(request_facts: Any) -> None:
     assert request_fingerprint(*request_facts) != request_fingerprint(*BASE)
 
 
-@pytest.mark.parametrize("length", [0, 1, 10, 300_000])
-def test_spool_reads_exactly_the_length(length: int) -> None:
+GOLDEN_FORM = multipart(
+    field("a", b"1"),
+    file("f", "x.png", bytes(range(256)) * 4),
+    field("a", b"2"),
+    (b"Content-Disposition: form-data; name=n; filename*=UTF-8''y\r\nX-More: 1", b""),
+    field("token", b"t"),
+)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "ignored", "expected"),
+    [
+        (
+            JSON,
+            b'{"b": [1, 2.50, 1e2, true, null], "a": "\\u00e9"}',
+            [],
+            "a643afc50b03bc5d986cdc17431efb9284edde0175412fad92a98db83a22fb50",
+        ),
+        (
+            JSON,
+            b'{"a": 1, "a": 2}',
+            [],
+            "2696460ea2bb4ddc21b8262c0eb1e77e2faf5c914ef726bace6afc58d8cb8f88",
+        ),
+        (
+            JSON + "; charset=utf-16",
+            b"{}",
+            [],
+            "1faa013134545c5c8bfa9b9ec2c8e56cf24ed1695d590cea4c5417f3d1e39595",
+        ),
+        (JSON, b"", [], "aeeb33bdac0e6c18181e6324b1168990d249de2271b514d7bcea66fffcb78651"),
+        (
+            JSON,
+            b'"' + b"x" * 1_048_576 + b'"',
+            [],
+            "5dbd4e54b06b05ef1152a3ee56487f5ab22cadf8c1ae5732f534ccc6a54a4446",
+        ),
+        (
+            FORM,
+            b"a=1&token=2&b=%20&a=3",
+            [],
+            "f6485792614872efa73e28fa59b5a7f17ca534694831613e678481e8fdb86b36",
+        ),
+        (
+            FORM,
+            b"a=1&token=2&b=%20&a=3",
+            ["token"],
+            "20274e235e90497a47b465f2b328c24f36fe8091ae40d57591714032373280bf",
+        ),
+        (*GOLDEN_FORM, [], "229ed358f875b459b23a18b97c85a44f494d0db252569eb0509d682647c270a3"),
+        (
+            *GOLDEN_FORM,
+            ["token"],
+            "006e529bf1bda5d136e4dd1126192b97a998ceb6a933b75f632dc1fe4b28da4e",
+        ),
+        (
+            GOLDEN_FORM[0],
+            GOLDEN_FORM[1][:-1] + b"!",
+            [],
+            "3aee0850209bb4520ea4827934e4fefeaddc39c4a40e788433405fde64c5d8d5",
+        ),
+        (
+            GOLDEN_FORM[0],
+            GOLDEN_FORM[1][:-9],
+            [],
+            "d0af89f3368003c048885b7d60c88746c982821d2820288b76d802631f66f638",
+        ),
+        (*multipart(), [], "6470964355e81219abc8db7ca2dbe1aacf9574c29c6f711c57f3212407e9d543"),
+        ("", b"any bytes", [], "2fe4fae24c9e5ae2546d86a2011819fa9fc31d6d9cc27777ed74319235ef5b17"),
+    ],
+)
+def test_digests_stay_what_they_are(
+    content_type: str, body: bytes, ignored: list[str], expected: str
+) -> None:
     """
-    It never asks for a byte beyond the length, and hands on all of them, rewound.
+    A record that was stored before an upgrade is still the record of the same request.
     """
-    data = bytes(range(256)) * 1200
-    stream = Trickle(data + b"next request", step=50_000)
-    spool = Spool(stream, length, "text/plain", max_memory=1000)
-    assert stream.tell() == length == spool.length
-    assert spool.is_complete
-    assert spool.file.read() == data[:length]
-    assert spool.digest == body_digest("text/plain", data[:length])
-    spool.close()
-    spool.close()
-    assert spool.file.closed
+    assert body_digest(content_type, body, ignored_fields=ignored).hex() == expected
+    stream = Trickle(body, 7)
+    assert stream_digest(content_type, stream, ignored_fields=ignored).hex() == expected
 
 
-def test_spool_reads_a_terminated_stream_to_its_end() -> None:
+def test_fingerprints_stay_what_they_are() -> None:
     """
-    Without a length it stops where the stream does.
+    Version 1 of a fingerprint is these digits, in every release that makes it.
     """
-    spool = Spool(Trickle(b'{"a": 1}'), None, JSON)
-    assert (spool.length, spool.is_complete) == (8, True)
-    assert spool.digest == body_digest(JSON, b'{"a":1}')
-    spool.close()
-
-
-def test_spool_tells_of_a_stream_that_ends_early() -> None:
-    """
-    Fewer bytes than announced are no complete body.
-    """
-    spool = Spool(Trickle(b"abc"), 10, FORM, ignored_fields=["token"])
-    assert (spool.length, spool.is_complete) == (3, False)
-    spool.close()
-
-
-def test_spool_removes_its_file_when_reading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    The stream's error passes, and no temporary file stays open.
-    """
-    made: list[Any] = []
-    original = fingerprint.SpooledTemporaryFile
-
-    def remember(**options: Any) -> Any:
-        made.append(original(**options))
-        return made[-1]
-
-    class Broken:
-        def read(self, size: int, /) -> bytes:
-            raise OSError("the client went away")
-
-    monkeypatch.setattr(fingerprint, "SpooledTemporaryFile", remember)
-    with pytest.raises(OSError, match="went away"):
-        Spool(Broken(), None, JSON)
-    assert made[0].closed
-
-
-@pytest.mark.parametrize("content_type", [JSON, "text/plain"])
-def test_body_that_somebody_else_reads_is_digested(content_type: str) -> None:
-    """Whatever sizes and lines a body is read in, its digest is that of all its bytes."""
-    body = b'{"a": 1,\n "b": [2, 3],\n "c": 4}'
-    source = io.BytesIO(body)
-    stream = DigestingStream(source, content_type)
-    assert not stream.seekable()
-    assert stream.read(3) + stream.readline() + stream.readline(2) + stream.read() == body
-    assert stream.read() == b""
-    assert stream.length == len(body)
-    assert stream.digest() == body_digest(content_type, body)
-    stream.close()
-    assert source.closed
-
-
-def test_part_of_a_body_has_the_digest_of_the_part() -> None:
-    """What nobody has read does not count yet."""
-    stream = DigestingStream(io.BytesIO(b"one two"), "text/plain")
-    assert stream.read(3) == b"one"
-    assert (stream.length, stream.digest()) == (3, body_digest("text/plain", b"one"))
-    stream.read()
-    assert stream.digest() == body_digest("text/plain", b"one two")
+    content_type, body = GOLDEN_FORM
+    assert FINGERPRINT_VERSION == 1
+    assert request_fingerprint(*BASE) == "f4a7c2d6006963bb515ceb00940c23ee"
+    digest = body_digest(content_type, body)
+    assert (
+        request_fingerprint("POST", "/u/", "", content_type, digest)
+        == "dee5c59a8433fa15a314c7cd69cf8b15"
+    )
+    assert (
+        selected_digest({"b": [1, "é"], "a": None}).hex()
+        == "ff4b2008eff4e26fe11b6a5b5f54eb9dcba609e7b9e8e6c963e523f2d6249c1a"
+    )
+    assert (
+        selected_digest("é").hex()
+        == "5f950ffdf3c27950a84604d2f7353bb309b3e207bea0c42bb1fe08f47ccdf5b5"
+    )
+    assert (
+        selected_digest(b"\xff").hex()
+        == "0e593423c07fd422865194af33d9d2316dfdfc84181f311b2aa1f00f185ebfa3"
+    )
