@@ -89,6 +89,12 @@ def _imports(server: RedisServer, quick: bool) -> Sequence[Section]:
     return [measure_imports(rounds=5 if quick else 20)]
 
 
+def _uploads(server: RedisServer, quick: bool) -> Sequence[Section]:
+    from benchmarks.uploads import measure_uploads
+
+    return measure_uploads(size=50 * 1024 * 1024, rounds=5 if quick else 20)
+
+
 # Sizes need a server to themselves for the while; what fills memory comes last.
 _PARTS: dict[str, _Part] = {
     "imports": _imports,
@@ -99,6 +105,7 @@ _PARTS: dict[str, _Part] = {
     "outage": _outage,
     "crowd": _crowd,
     "storage": _storage,
+    "uploads": _uploads,
     "sizes": _sizes,
     "scale": _scale,
 }

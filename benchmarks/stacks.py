@@ -55,22 +55,23 @@ class Reply(NamedTuple):
         return next((text for each, text in self.headers if each.lower() == name.lower()), None)
 
 
-def configure() -> None:
+def configure(**more: Any) -> None:
     """
-    Set Django up, once per process.
+    Set Django up, once per process; `more` are settings that differ from the usual ones.
     """
-    settings.configure(
-        ALLOWED_HOSTS=["*"],
-        DATABASES={},
-        DEBUG_PROPAGATE_EXCEPTIONS=True,
-        DOTMAC_TASKS={"STORAGE": "memory://"},
-        INSTALLED_APPS=["dotmac_tasks_django"],
-        LOGGING_CONFIG=None,
-        MIDDLEWARE=[],
-        ROOT_URLCONF="benchmarks.site",
-        SECRET_KEY=secrets.token_hex(16),
-        USE_TZ=True,
-    )
+    usual = {
+        "ALLOWED_HOSTS": ["*"],
+        "DATABASES": {},
+        "DEBUG_PROPAGATE_EXCEPTIONS": True,
+        "DOTMAC_TASKS": {"STORAGE": "memory://"},
+        "INSTALLED_APPS": ["dotmac_tasks_django"],
+        "LOGGING_CONFIG": None,
+        "MIDDLEWARE": [],
+        "ROOT_URLCONF": "benchmarks.site",
+        "SECRET_KEY": secrets.token_hex(16),
+        "USE_TZ": True,
+    }
+    settings.configure(**{**usual, **more})
     django.setup()
 
 
