@@ -30,7 +30,12 @@ from django.views.decorators.csrf import csrf_exempt
 from dotmac_tasks.fingerprint import body_digest
 from dotmac_tasks.spool import DigestingStream
 from dotmac_tasks_django import idempotency_exempt, idempotent
-from dotmac_tasks_django.bodies import digest_while_read, request_body_digest, selected_body_digest
+from dotmac_tasks_django.bodies import (
+    digest_while_read,
+    ensure_whole_body,
+    request_body_digest,
+    selected_body_digest,
+)
 from dotmac_tasks_django.conf import get_manager
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.django_project.calls import count_call, get_calls
@@ -688,4 +693,20 @@ def test_length_that_is_no_number_is_none() -> None:
     kind = sent["content_type"]
     request = RequestFactory().post("/", sent["body"], kind, CONTENT_LENGTH="many")
     assert request_body_digest(request) == body_digest(kind, b"")
+    request.close()
+
+
+@pytest.mark.parametrize("case", ["checked", "watched", "untouched"])
+def test_body_without_a_digest_is_whole(case: str) -> None:
+    """
+    A form is known to be whole without a digest, whether somebody has read it or nobody.
+    """
+    sent = film(CONTENT)
+    request: Any = RequestFactory().post("/", sent["body"], sent["content_type"])
+    if case != "untouched":
+        digest_while_read(request)
+    if case == "checked":
+        assert len(request.POST) == 2
+    ensure_whole_body(request)
+    assert request.FILES["film"].read() == CONTENT
     request.close()
