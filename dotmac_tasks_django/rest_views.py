@@ -79,10 +79,8 @@ def leave_to_view(
 
     Ending the run stays with the caller, who has a function, or a method and its view.
     """
-    if isinstance(options, Exempt) or not is_concerned(request, options):
-        return False
     view_class = _find_class(view, instance)
-    if view_class is None:
+    if view_class is None or isinstance(options, Exempt) or not is_concerned(request, options):
         return False
     _hook_into(view_class)
     if has_key(request):
@@ -93,11 +91,13 @@ def leave_to_view(
 
 
 def _find_class(view: Callable[..., Any], instance: Any) -> Any:
-    owners: tuple[Any, ...] = (getattr(find_inner_view(view), "cls", None), type(instance))
-    for owner in owners:
+    owner: Any = getattr(find_inner_view(view), "cls", None)
+    if owner is None and instance is None:
+        return None  # a plain view of Django, as most are
+    for candidate in (owner, type(instance)):
         # Asynchronous views come from other packages, and take no handler of ours.
-        if hasattr(owner, "perform_authentication") and not owner.view_is_async:
-            return owner
+        if hasattr(candidate, "perform_authentication") and not candidate.view_is_async:
+            return candidate
     return None
 
 
