@@ -4,16 +4,19 @@ One test's manager, which the project's own middleware and decorators use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from django.core.handlers.base import BaseHandler
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.testing.harness import TasksHarness as CoreHarness
+from dotmac_tasks.testing.report import SendReport
 from dotmac_tasks_django.conf import get_manager, get_setting, managers_made_by
 
 __all__ = ["TasksHarness"]
@@ -79,6 +82,20 @@ class TasksHarness(CoreHarness):
         if block is not None:
             block.__exit__(kind, error, traceback)
 
+    def send_at_once(
+        self,
+        send: Callable[[], R],
+        times: int = 8,
+        *,
+        count: Callable[[], int] | None = None,
+        timeout: float = 30.0,
+    ) -> SendReport[R]:
+        """
+        Send a request from several threads at the same instant, which may share a client.
+        """
+        with _middleware_is_loaded_once():
+            return super().send_at_once(send, times, count=count, timeout=timeout)
+
     def wrap_for_threads(self, send: Callable[[], R]) -> Callable[[], R]:
         """
         Have each thread close its database connections.
@@ -111,3 +128,27 @@ class TasksHarness(CoreHarness):
             "The middleware is in MIDDLEWARE, so see whether the view is @idempotency_exempt, or "
             "whether a middleware before it answers by itself."
         )
+
+
+@contextmanager
+def _middleware_is_loaded_once() -> Iterator[None]:
+    """
+    Let one thread load the middleware of a test client that several threads use.
+
+    Django's client does so with its first request, one thread over the other; then a request may
+    pass that no middleware has seen. A real server loads it before it serves.
+    """
+    load = BaseHandler.load_middleware
+    lock = threading.Lock()
+
+    def load_once(handler: Any, is_async: bool = False) -> None:
+        with lock:
+            # Written last: a thread that has found none may have waited here for it.
+            if handler._middleware_chain is None:  # noqa: SLF001 - no public way
+                load(handler, is_async)
+
+    BaseHandler.load_middleware = load_once  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        BaseHandler.load_middleware = load  # type: ignore[method-assign]

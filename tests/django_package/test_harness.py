@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import unittest
 from sqlite3 import ProgrammingError
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
+from django.core.handlers.base import BaseHandler
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, TransactionTestCase, override_settings
@@ -261,6 +263,33 @@ def test_crowd_runs_once(tasks_harness: TasksHarness) -> None:
     report.assert_ran_once()
     assert get_calls("pay") == 1
     assert set(report.problems) <= {"still-running"}
+
+
+class SlowToLoad:
+    """
+    A middleware that others overtake while it is made.
+    """
+
+    made = 0
+
+    def __init__(self, get_response: Any) -> None:
+        type(self).made += 1
+        time.sleep(0.05)
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> Any:
+        return self.get_response(request)
+
+
+def test_crowd_shares_a_client_that_is_still_to_load(tasks_harness: TasksHarness) -> None:
+    """Of threads that use one new client, one loads its middleware and the others wait for it."""
+    SlowToLoad.made = 0
+    # In front, so that it is made last, when the others' hooks are listed already.
+    with override_settings(MIDDLEWARE=[f"{__name__}.SlowToLoad", *MIDDLEWARE]):
+        report = tasks_harness.send_at_once(Sender("/pay/"), 6)
+    report.assert_ran_once()
+    assert SlowToLoad.made == 1
+    assert BaseHandler.load_middleware.__qualname__ == "BaseHandler.load_middleware"
 
 
 def add_user(request: HttpRequest) -> HttpResponse:
