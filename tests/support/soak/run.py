@@ -14,6 +14,7 @@ from typing import Any
 from support.soak.audit import Verdict, audit
 from support.soak.faults import LEASE, STORAGE_TIMEOUT, Site, Trouble
 from support.soak.ledger import read_runs
+from support.soak.pulse import Pulse
 from support.soak.traffic import Clients, dump, settle_all
 from support.soak.worker import DEFER_TIMEOUT
 
@@ -76,8 +77,11 @@ def run_soak(seconds: float, seed: int, folder: Path, say: Say) -> list[Outcome]
         ]
         clients = [Clients(site.slots, seed=seed, count=CLIENTS, name=site.name) for site in sites]
         troubles = [Trouble(site, seed=seed, losing=site.name == "lenient") for site in sites]
-        for each in (*clients, *troubles):
+        pulses = [Pulse(site) for site in sites]
+        for each in (*clients, *troubles, *pulses):
             each.start()
+        for pulse in pulses:
+            stack.callback(pulse.stop)
         _watch(seconds, sites, clients, say)
         for trouble in troubles:
             trouble.stop()
