@@ -218,7 +218,7 @@ class TasksConfig:
             values["storage"] = environ["REDIS_URL"]
         for variable, text in environ.items():
             if variable.startswith(_ENV_PREFIX) and text and variable != _ENV_LEGACY:
-                name = _known_name(variable.removeprefix(_ENV_PREFIX))
+                name = _known_name(variable.removeprefix(_ENV_PREFIX), prefix=_ENV_PREFIX)
                 values[name] = _parse(name, variable, text)
         return cls(**values)
 
@@ -401,17 +401,18 @@ def redact_url(url: str) -> str:
     return f"{scheme}://{'***@' if at else ''}{place}"
 
 
-def _known_name(given: object) -> str:
+def _known_name(given: object, *, prefix: str = "") -> str:
+    unknown = f"{prefix}{given} is unknown" if prefix else "is unknown"
     if isinstance(given, str):
         name = given.lower()
         if name in _NAMES and given in (name, name.upper()):
             return name
         close = difflib.get_close_matches(name, _NAMES, n=1)
         if close:
-            raise ConfigurationError(given, f"is unknown. Did you mean {close[0].upper()}?")
-    raise ConfigurationError(
-        str(given), f"is unknown. Choose from {', '.join(sorted(_NAMES)).upper()}."
-    )
+            nearest = f"{prefix}{close[0].upper()}"
+            raise ConfigurationError(given, f"{unknown}. Did you mean {nearest}?")
+    names = ", ".join(sorted(_NAMES)).upper()
+    raise ConfigurationError(str(given), f"{unknown}. Choose from {names}.")
 
 
 def _wrong(name: str, wanted: str, value: object) -> ConfigurationError:
@@ -487,7 +488,7 @@ def _check_callable(name: str, value: object) -> None:
 def _check_secret(value: object) -> None:
     # The value itself is never shown.
     if not isinstance(value, str):
-        raise ConfigurationError("KEY_SECRET", f"must be text, not a {type(value).__name__}.")
+        raise ConfigurationError("KEY_SECRET", f"must be text, not of type {type(value).__name__}.")
 
 
 def _check_codec(value: object) -> None:
@@ -544,8 +545,9 @@ def _import(name: str, path: str) -> object:
     try:
         found: object = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
+        reason = str(error).removesuffix(".")
         raise ConfigurationError(
-            name.upper(), f"{path} cannot be imported: {error}. Correct it.", value=path
+            name.upper(), f"{path} cannot be imported: {reason}. Correct it.", value=path
         ) from error
     return found
 

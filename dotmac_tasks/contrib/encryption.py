@@ -19,9 +19,15 @@ import base64
 import hashlib
 import os
 
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from dotmac_tasks.errors import ConfigurationError
+
+try:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "AesGcmCodec needs cryptography. Install it with: pip install 'dotmac-tasks[encryption]'.",
+        name="AesGcmCodec",
+    ) from error
 
 __all__ = ["AesGcmCodec"]
 

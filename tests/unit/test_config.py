@@ -341,7 +341,8 @@ def test_environment_chooses_the_storage(environ: dict[str, str], storage: str) 
         ("HISTORY_LIMIT", "1.5", "DOTMAC_TASKS_HISTORY_LIMIT must be a number"),
         ("REQUIRE_KEY", "maybe", "DOTMAC_TASKS_REQUIRE_KEY must be true or false"),
         ("LEASE", "nan", "must be a number of seconds"),
-        ("LEESE", "1", "Did you mean LEASE"),
+        ("LEESE", "1", "DOTMAC_TASKS_LEESE is unknown. Did you mean DOTMAC_TASKS_LEASE?"),
+        ("XYZZY", "1", "DOTMAC_TASKS_XYZZY is unknown. Choose from ANONYMOUS"),
     ],
 )
 def test_environment_with_a_wrong_value_is_refused(variable: str, text: str, wanted: str) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import os
+import sys
 from typing import Any
 
 import pytest
 
+from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import ConfigurationError, CorruptRecordError
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.storage.sealed import SealedStorage
@@ -19,6 +22,17 @@ from hypothesis import strategies as st
 from dotmac_tasks.contrib.encryption import AesGcmCodec
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
+
+
+def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cryptography the import of the codec names the extra."""
+    monkeypatch.delitem(sys.modules, "dotmac_tasks.contrib.encryption")
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(ImportError, match=r"pip install 'dotmac-tasks\[encryption\]'"):
+        importlib.import_module("dotmac_tasks.contrib.encryption")
+    config = TasksConfig(payload_codec="dotmac_tasks.contrib.encryption.codec")
+    with pytest.raises(ConfigurationError, match=r"dotmac-tasks\[encryption\]'\. Correct it\."):
+        config.resolve_codec()
 
 
 def test_payload_comes_back() -> None:
