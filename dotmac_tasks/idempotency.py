@@ -333,6 +333,11 @@ def _refuse_unfit(function: Callable[..., Any]) -> None:
     name = getattr(function, "__qualname__", repr(function))
     if not callable(function):
         raise TypeError(f"{name} cannot be made idempotent: it is not callable.")
+    if isinstance(function, type):
+        raise TypeError(
+            f"{name} cannot be made idempotent: it is a class. Decorate the method that does the "
+            "work."
+        )
     for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004 - looked at, not called
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
             raise TypeError(f"{name} cannot be made idempotent: it is asynchronous.")

@@ -385,12 +385,13 @@ class _AsyncCall:
         (_generator, "generator"),
         (staticmethod(_generator), "generator"),
         (5, "not callable"),
+        (dict, "it is a class"),
     ],
 )
 def test_function_that_is_not_done_when_it_returns_is_refused(
     bench: Bench, function: Any, what: str
 ) -> None:
-    """Coroutines, generators and things that cannot be called are refused at decoration."""
+    """Coroutines, generators, classes and what cannot be called are refused at decoration."""
     with pytest.raises(TypeError, match=what):
         bench.decorate(function)
 
