@@ -98,7 +98,7 @@ CHECKS: Final[dict[str, CheckText]] = {
         "Put it before in MIDDLEWARE: otherwise answers are stored compressed, and a retry by a "
         "client that cannot unpack them gets noise.",
     ),
-    "W005": CheckText(Warning, "{}", "Change DOTMAC_TASKS so that the two fit together."),
+    "W005": CheckText(Warning, "{}", "Change it in DOTMAC_TASKS, or in the environment."),
     "W006": CheckText(
         Warning,
         "{0}.{1} is decorated and does not run in {2}: {3}.{1} comes before it.",

@@ -256,6 +256,8 @@ def test_other_backend_is_no_warning() -> None:
 def test_risks_are_warnings() -> None:
     """What works and may hurt is W005."""
     assert find_ids(check_with(LEASE=2, STORAGE_TIMEOUT=2)) == ["W005"]
+    (message,) = check_with(KEY_SECRET="short")
+    assert message.hint == "Change it in DOTMAC_TASKS, or in the environment."
 
 
 def test_missing_middleware_is_a_warning() -> None:
