@@ -298,16 +298,30 @@ def _show_unreadable(manager: BackgroundOperationsManager, error: CorruptRecordE
     reason = _shorten(error.reason, error.key)
     document = {"key": error.key, "state": "unreadable", "reason": error.reason}
     facts = show_facts(
-        [("key", clean(error.key)), ("state", "unreadable"), ("reason", clean(reason))]
+        [
+            ("key", clean(error.key)),
+            ("in the log", key_hash(error.key)),
+            ("state", "unreadable"),
+            ("reason", clean(reason)),
+        ]
     )
     try:
         manager.storage.find_operation(error.key)
         flag = "--finished"  # the record is sound, and only its outcome is not
     except CorruptRecordError:
         flag = "--unreadable"
+    if "PAYLOAD_CODEC" in error.reason:
+        cure = (
+            "If the key that sealed it still exists, give it\n"
+            "back to PAYLOAD_CODEC. If not, find out whether the work was done, and remove"
+        )
+    else:
+        cure = (
+            "If a newer version of the library wrote the\n"
+            "record, upgrade this one. If not, find out whether the work was done, and remove"
+        )
     advice = (
-        "Requests under this key get 503. If a newer version of the library wrote the\n"
-        "record, upgrade this one. If not, find out whether the work was done, and remove\n"
+        f"Requests under this key get 503. {cure}\n"
         "the record; the next request runs the work:\n\n"
         f"{_show_call('release', error.key, flag)}"
     )

@@ -15,11 +15,12 @@ from dotmac_tasks.events import KeyDecided
 from dotmac_tasks.keys import http_storage_key, key_hash
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import StorageHealth, StoredPage, UnreadableRecord
-from dotmac_tasks.serialization import encode_response, encode_tombstone
+from dotmac_tasks.serialization import SEALED, encode_response, encode_tombstone
 from dotmac_tasks.testing import EventRecorder, FakeClock
 from dotmac_tasks_django import conf
 from dotmac_tasks_django.console import keys
 from support.backends import make_request
+from support.codecs import MaskingCodec
 from support.faulty import FaultyStorage
 
 WHY = ("--reason", "the card was not charged", "--by", "Kim")
@@ -410,10 +411,31 @@ def test_unreadable_record_is_shown(desk: Desk) -> None:
     desk.damage("k", "find_operation", "find_operation")
     printed = desk.run("show", "k")
     assert printed.status == 0
-    assert "reason  is odd\n" in printed.out
+    assert "reason      is odd\n" in printed.out
     assert "bgops release k --unreadable" in printed.out
+    assert f"in the log  {key_hash('k')}\n" in printed.out
+    assert "upgrade this one" in printed.out
     desk.damage("k", "find_operation", "find_operation")
     assert desk.run("show", "k", "--json").document["state"] == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("codec", "flag"), [(None, "--finished"), (MaskingCodec("new"), "--unreadable")]
+)
+def test_sealed_outcome_that_nobody_can_open_is_shown(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, codec: MaskingCodec | None, flag: str
+) -> None:
+    """Where the key of a sealed outcome is gone, the first advice is to give it back."""
+    desk.finish("k", SEALED + MaskingCodec("old").encode(b"payload", "idempo:k"))
+    manager = BackgroundOperationsManager(
+        desk.storage, clock=desk.clock, payload_codec=codec, enable_background_cleanup=False
+    )
+    monkeypatch.setattr(conf._current, "manager", manager)
+    printed = desk.run("show", "k")
+    assert "give it\nback to PAYLOAD_CODEC" in printed.out
+    assert "upgrade" not in printed.out
+    assert f"bgops release k {flag}" in printed.out
+    assert max(map(len, printed.out.splitlines())) <= 80
 
 
 def test_unreadable_outcome_is_shown(desk: Desk) -> None:
