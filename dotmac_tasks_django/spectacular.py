@@ -58,6 +58,9 @@ _REFUSALS: Final = {
     ),
     "422": "The idempotency key was used for a different request.",
 }
+_UNKNOWN_CALLER: Final = "Idempotency keys are only taken from callers who are known."
+_OVER_QUOTA: Final = "This caller has sent too many new idempotency keys; nothing was carried out."
+_UNAVAILABLE: Final = "Repeats cannot be recognised right now; nothing was carried out."
 _ACCEPTED: Final = "The first request with this key is still running."
 _DESCRIPTION: Final = (
     "A unique value for each new piece of work, and the same value when the request is retried: "
@@ -102,6 +105,7 @@ def _covers(endpoint: _Endpoint) -> bool:
 
 def _add_to_operation(operation: dict[str, Any], options: ViewOptions, config: TasksConfig) -> None:
     header = config.idempotency_header
+    is_required = config.require_key if options.required is None else options.required
     parameters = operation.setdefault("parameters", [])
     known = {
         parameter.get("name", "").lower()
@@ -109,7 +113,6 @@ def _add_to_operation(operation: dict[str, Any], options: ViewOptions, config: T
         if parameter.get("in") == "header"
     }
     if header.lower() not in known:
-        is_required = config.require_key if options.required is None else options.required
         parameters.append(
             {
                 "in": "header",
@@ -120,12 +123,28 @@ def _add_to_operation(operation: dict[str, Any], options: ViewOptions, config: T
             }
         )
     responses = operation.setdefault("responses", {})
-    for status, description in _REFUSALS.items():
+    for status, description in _find_refusals(options, config, is_required=is_required).items():
         response = responses.setdefault(status, {"description": description})
         response.setdefault("content", {})["application/problem+json"] = _refer_to(_PROBLEM)
     if (options.in_progress or config.in_progress) == "accepted":
         content = {"application/json": _refer_to(_IN_PROGRESS)}
         responses.setdefault("202", {"description": _ACCEPTED, "content": content})
+
+
+def _find_refusals(
+    options: ViewOptions, config: TasksConfig, *, is_required: bool
+) -> dict[str, str]:
+    """
+    Return what each refusal says: those that every key may meet, and those that are asked for.
+    """
+    found = dict(_REFUSALS)
+    if config.anonymous == "refuse" or (config.anonymous == "ignore" and is_required):
+        found["403"] = _UNKNOWN_CALLER
+    if config.max_keys_per_caller:
+        found["429"] = _OVER_QUOTA
+    if (options.on_storage_error or config.on_storage_error) == "reject":
+        found["503"] = _UNAVAILABLE
+    return found
 
 
 def _refer_to(name: str) -> dict[str, Any]:

@@ -208,6 +208,28 @@ def test_refusals_share_one_schema() -> None:
     assert set(responses) == {"200", "400", "409", "422"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "added"),
+    [
+        ({"anonymous": "refuse"}, {"403"}),
+        ({"anonymous": "ignore"}, set()),
+        ({"anonymous": "ignore", "require_key": True}, {"403"}),
+        ({"max_keys_per_caller": 5}, {"429"}),
+        ({"on_storage_error": "reject"}, {"503"}),
+    ],
+    ids=str,
+)
+def test_refusals_that_the_project_asks_for_are_documented(
+    changed: dict[str, Any], added: set[str]
+) -> None:
+    """What only some settings refuse is in the schema with those, and not without."""
+    with override_tasks_settings(**changed):
+        responses = generate()["paths"]["/api/plain/"]["post"]["responses"]
+    assert set(responses) == {"200", "202", "400", "409", "422"} | added
+    for status in added:
+        assert set(responses[status]["content"]) == {"application/problem+json"}
+
+
 @pytest.mark.parametrize("hooks", [[ENUMS, HOOK], [HOOK, ENUMS], [HOOK]])
 def test_hook_goes_with_others(hooks: list[str]) -> None:
     """Whatever hooks stand before or behind, components and the project's own schema class stay."""
