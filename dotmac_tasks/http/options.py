@@ -33,7 +33,7 @@ class ViewOptions:
         ttl: Retention of a finished operation, in seconds.
         lease: Seconds that a claim lives without a heartbeat.
         in_progress: What a duplicate gets while the first runs.
-        wait: Longest wait of a duplicate, in seconds.
+        wait: Longest wait of a duplicate, in seconds, where `in_progress` is ``wait``.
         on_storage_error: Whether the view runs while the storage is down.
         on_abandoned: Whether abandoned work runs again.
         reconcile: Says what became of abandoned work that may not run again by
