@@ -517,7 +517,8 @@ class IdempotencyGuard:
                 extra=log_fields(request),
             )
             return reply
-        if not isinstance(claim, Claim):
+        if not isinstance(claim, Claim) or not claim.taken_over:
+            # Or it was given back in between, by a person or a late release: it is new work.
             return claim
         try:
             decision, payload = reconciler.judge(claim.request, claim.fencing_token)
@@ -526,7 +527,11 @@ class IdempotencyGuard:
             raise
         self._note_reconciled(claim, decision)
         if decision is Decision.RUN_AGAIN:
-            return claim
+            if not claim.lost:
+                return claim
+            # The callback outlived its lease: another may have been told the same, and be at it.
+            claim.abandon()
+            return ClaimReply(_IN_PROGRESS, remaining=request.lease)
         if decision is Decision.ASK_PERSON:
             claim.hand_back()
             return reply

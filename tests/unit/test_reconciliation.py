@@ -302,6 +302,38 @@ def test_found_outcome_of_a_lost_claim_is_not_told(bench: GuardBench) -> None:
     assert bench.status() == "in_progress"
 
 
+def test_permission_that_comes_after_the_lease_runs_nothing(bench: GuardBench) -> None:
+    """Whoever lost the claim while the callback ran does not run what another may be at."""
+
+    def callback(abandoned: AbandonedOperation) -> Verdict:
+        bench.clock.advance(LEASE + 1)
+        token = bench.record().fencing_token
+        bench.storage.claim_operation(bench.request(takeover=token))
+        return abandoned.run_again()
+
+    abandon(bench)
+    reply = ask(bench, callback)
+    assert isinstance(reply, ClaimReply)
+    assert reply.outcome is ClaimOutcome.IN_PROGRESS
+    assert bench.heartbeat.held_count == 0
+    assert bench.guard.counts.executions == 1
+
+
+def test_key_that_was_given_back_before_the_takeover_asks_nobody(bench: GuardBench) -> None:
+    """What an operator or a late release gave back is new work: it runs, and nobody decides."""
+
+    def callback(abandoned: AbandonedOperation) -> Verdict:
+        raise AssertionError("nobody was to be asked")
+
+    abandon(bench)
+    calls = iter([lambda: None, lambda: bench.storage.discard_operation("key")])
+    bench.storage.before = lambda verb: next(calls, lambda: None)()
+    claim = ask(bench, callback)
+    assert isinstance(claim, Claim)
+    assert not claim.taken_over
+    assert bench.seen(OperationReconciled) == []
+
+
 def test_lease_that_cannot_be_ended_runs_out(bench: GuardBench) -> None:
     """Where the storage fails as the key is handed back, the lease ends by itself."""
     abandon(bench)
