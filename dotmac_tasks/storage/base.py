@@ -90,7 +90,8 @@ class Storage(ABC):
         Absent or expired: the record is created, in progress, and the answer is
         CLAIMED. Pending: claimed, keeping its creation time. In progress under
         the same owner: the same answer as the first time, and the lease starts
-        anew, unless the claim is deferred. In progress with a lease that is over:
+        anew; a deferred claim is CLAIMED, and its time stays. In progress with a
+        lease that is over:
         TAKEN_OVER, or UNRESOLVED with the abandoned claim's fencing token where
         the stored policy is ``refuse``, unless the request names just that token
         as its `takeover`: of all who were told it, one takes over. In progress

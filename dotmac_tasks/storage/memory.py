@@ -353,7 +353,7 @@ class MemoryStorage(Storage):
                 return _LOST
             elif record.status is not _IN_PROGRESS:
                 return _DONE
-            record.deferred = True
+            record.deferred, record.taken_over = True, False
             _extend(record, now + seconds)
             return _DONE
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dotmac_tasks.errors import StaleRecordError
-from dotmac_tasks.models import Lease, LeaseKind, OperationStatus, StoredOperation
+from dotmac_tasks.models import Lease, LeaseKind, OperationStatus, Quota, StoredOperation
 from dotmac_tasks.storage import Storage
 from support.backends import Backend, MemoryBackend, make_request
 
@@ -67,6 +67,8 @@ def act(storage: Storage, verb: str, dice: random.Random, step: int) -> object:
         ttl=dice.choice((1000, 3000)),
         lease=dice.choice((500, 1000)),
         on_abandoned=dice.choices(("rerun", "refuse"), (3, 1))[0],
+        takeover=dice.choices((0, 1, 2, 3, 4, 5), (5, 1, 1, 1, 1, 1))[0],
+        quota=dice.choice((None, Quota("c0", 2, 1500), Quota("c1", 1, 700))),
     )
     payload, failed = b"%d" % step, dice.random() < 0.3
     if verb == "claim":
@@ -87,12 +89,10 @@ def act(storage: Storage, verb: str, dice: random.Random, step: int) -> object:
             tenant_id=dice.choice((None, request.tenant_id)),
             finished=failed,
             fencing_token=dice.choice((None, None, 0, 1, 2)),
+            unreadable=dice.choice((False, True)),
         )
     if verb == "look":
-        tenant = dice.choice((None, request.tenant_id))
-        page = storage.list_operations(tenant_id=tenant, limit=dice.choice((1, 2)))
-        # Two records whose lives end in one instant may come in any order.
-        return sorted(str(simplify(record)) for record in page.records), page.cursor is None
+        return look(storage, dice)
     if verb == "ensure":
         return simplify(storage.ensure_operation(request))
     if verb == "renew":
@@ -111,6 +111,24 @@ def act(storage: Storage, verb: str, dice: random.Random, step: int) -> object:
     while storage.purge_expired(3).more:
         pass
     return storage.purge_expired(3, dry_run=True)
+
+
+def look(storage: Storage, dice: random.Random) -> list[str]:
+    """
+    Look through all pages; two records whose lives end in one instant may come in any order.
+    """
+    tenant = dice.choice((None, "tenant", "other"))
+    status = dice.choice((None, *OperationStatus))
+    limit, cursor, seen = dice.choice((1, 2)), None, []
+    while True:
+        page = storage.list_operations(
+            tenant_id=tenant, status=status, limit=limit, cursor=cursor
+        )
+        assert len(page.records) <= limit
+        seen += page.records
+        cursor = page.cursor
+        if cursor is None:
+            return sorted(str(simplify(record)) for record in seen)
 
 
 def save(storage: Storage, dice: random.Random, step: int) -> object:

@@ -678,6 +678,14 @@ class TestDefer:
         assert storage.find_operation("k") == before
         assert storage.settle_operation("k", PAYLOAD, failed=False) is SettleOutcome.DONE
 
+    def test_deferred_takeover_is_answered_like_any_deferred_claim(self, backend: Backend) -> None:
+        """Of a deferred claim nobody remembers whether it was taken over."""
+        backend.storage.claim_operation(make_request(owner="dead"))
+        backend.age(31)
+        defer(backend.storage)
+        reply = backend.storage.claim_operation(make_request(owner="a"))
+        assert reply.outcome is ClaimOutcome.CLAIMED
+
     def test_deferring_what_was_settled_is_done(self, storage: Storage) -> None:
         """A fast worker that settled between two sendings keeps its outcome."""
         defer(storage)
