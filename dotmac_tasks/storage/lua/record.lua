@@ -11,7 +11,7 @@ local function unpack_head(record, head)
   local at = 1
   while true do
     local name, length, start = string.match(head, '^(%a)(%d+):()', at)
-    if not name then return end
+    if not name or start + length > #head + 1 then return end -- an overflow would never end
     at = start + length
     record[name] = string.sub(head, start, at - 1)
   end

@@ -232,6 +232,9 @@ DAMAGE: dict[str, dict[str, str | None]] = {
     "no retention": {"r": None},
     "finished without payload": {"s": "completed", "e": "1"},
     "finished without an instant": {"s": "failed", "p": "x"},
+    "finished with a head cut off": {"s": "completed", "p": "x", "h": "t5:tenan"},
+    # Past what the server's numbers hold it would be read from the start again, for ever.
+    "finished with an endless head": {"s": "completed", "p": "x", "h": f"t{'9' * 21}:tenant"},
 }
 
 
