@@ -423,6 +423,8 @@ def _read_result(text: str | None) -> Any:
         raise UsageError(
             f"--result is no JSON: {error}. Text has quotes of its own: --result '\"sent\"'."
         ) from error
+    except RecursionError as error:
+        raise UsageError("--result is nested too deeply to be recorded.") from error
 
 
 def _read_by(options: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "as_json",
     "clean",
     "count",
+    "fit_encoding",
     "show_facts",
     "show_instant",
     "show_table",
@@ -68,6 +69,15 @@ def clean(text: str, *, keep: str = "") -> str:
         else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def fit_encoding(text: str, encoding: str | None) -> str:
+    """
+    Return a text with everything escaped that a screen or a file of this encoding cannot hold.
+    """
+    if encoding is None:
+        return text
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def count(number: int, one: str, many: str) -> str:

@@ -121,9 +121,7 @@ def look(storage: Storage, dice: random.Random) -> list[str]:
     status = dice.choice((None, *OperationStatus))
     limit, cursor, seen = dice.choice((1, 2)), None, []
     while True:
-        page = storage.list_operations(
-            tenant_id=tenant, status=status, limit=limit, cursor=cursor
-        )
+        page = storage.list_operations(tenant_id=tenant, status=status, limit=limit, cursor=cursor)
         assert len(page.records) <= limit
         seen += page.records
         cursor = page.cursor

@@ -259,6 +259,16 @@ def test_list_fits_the_terminal(desk: Desk) -> None:
     assert "o" * 40 in desk.run("list").out
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_list_fits_a_terminal_without_unicode(desk: Desk, encoding: str) -> None:
+    """What a client put into its path keeps nobody from looking, whatever the terminal can show."""
+    desk.abandon("k" * 90, operation_type="POST /\N{PILE OF POO}")
+    shown = io.BytesIO()
+    with io.TextIOWrapper(shown, encoding=encoding, write_through=True) as out:
+        call_command("bgops", "list", stdout=out)
+        assert b"POST /\\U0001f4a9" in shown.getvalue()
+
+
 def test_list_takes_over_no_terminal(desk: Desk) -> None:
     """What clients made up is shown without control characters, however little room there is."""
     desk.abandon("k" * 90, tenant_id="\x1b[2J", operation_type="a\nb\udce9")
@@ -293,6 +303,7 @@ def test_list_takes_over_no_terminal(desk: Desk) -> None:
         ("resolve", "k", "--result", "1", "--error", "no", *WHY),
         ("resolve", "k", "--result", "{charged}", *WHY),
         ("resolve", "k", "--result", "NaN", *WHY),
+        ("resolve", "k", "--result", "[" * 100_000, *WHY),
         ("resolve", "k", "--result", "1", "--reason", ""),
     ],
 )

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from dotmac_tasks.errors import InvalidKeyError, TasksError
 from dotmac_tasks_django.conf import get_manager
 from dotmac_tasks_django.console import keys, service
-from dotmac_tasks_django.console.screen import Answer, UsageError, as_json, clean
+from dotmac_tasks_django.console.screen import Answer, UsageError, as_json, clean, fit_encoding
 
 __all__ = ["Command"]
 
@@ -54,7 +54,7 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(as_json(answer.document))
         elif answer.text:
-            self.stdout.write(answer.text)
+            self.stdout.write(fit_encoding(answer.text, getattr(self.stdout, "encoding", None)))
         if answer.refusal is not None:
             raise CommandError(answer.refusal, returncode=1)
 
