@@ -494,7 +494,9 @@ def _check_secret(value: object) -> None:
 def _check_codec(value: object) -> None:
     wanted = "an object with encode() and decode(), or the dotted path of one"
     if isinstance(value, str):
-        _match("payload_codec", value, _DOTTED_PATH, wanted)
+        if not _DOTTED_PATH.fullmatch(value):
+            # Not the text: it may be the key itself, set where its codec belongs.
+            raise ConfigurationError("PAYLOAD_CODEC", f"must be {wanted}, not another text.")
     elif value is not None and (isinstance(value, type) or not _is_codec(value)):
         # Not the value: what it shows of itself may be its keys.
         raise ConfigurationError(

@@ -614,6 +614,17 @@ def test_codec_that_is_none_is_refused(wrong: Any) -> None:
         TasksConfig(payload_codec=wrong)
 
 
+def test_key_in_place_of_its_codec_is_not_shown() -> None:
+    """
+    Whoever sets the key where its codec belongs is told so without the key.
+    """
+    key = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlYw="
+    with pytest.raises(ConfigurationError) as caught:
+        TasksConfig.from_env({"DOTMAC_TASKS_PAYLOAD_CODEC": key})
+    assert "the dotted path of one" in str(caught.value)
+    assert key not in str(vars(caught.value)) + str(caught.value)
+
+
 @pytest.mark.parametrize(
     "path", ["support.nothing.codec", "support.codecs.MaskingCodec", "support.codecs.hashlib"]
 )
