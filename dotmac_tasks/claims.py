@@ -453,7 +453,12 @@ class IdempotencyGuard:
         ):
             answer = self._reconcile(request, answer, reconciler)
         if isinstance(answer, Claim):
-            self._note_claimed(answer)
+            try:
+                self._note_claimed(answer)
+            except BaseException:
+                # A time limit that struck while the log was written: nobody ends this claim.
+                answer.abandon()
+                raise
         else:
             self._note_refused(request, answer)
         return answer
@@ -522,10 +527,10 @@ class IdempotencyGuard:
             return claim
         try:
             decision, payload = reconciler.judge(claim.request, claim.fencing_token)
+            self._note_reconciled(claim, decision)
         except BaseException:
             claim.abandon()
             raise
-        self._note_reconciled(claim, decision)
         if decision is Decision.RUN_AGAIN:
             if not claim.lost:
                 return claim

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dotmac_tasks import claims
 from dotmac_tasks import heartbeat as heartbeat_module
 from dotmac_tasks.claims import Claim, IdempotencyGuard
 from dotmac_tasks.clock import SystemClock
@@ -619,6 +620,23 @@ def test_corrupt_record_ends_a_wait(bench: GuardBench) -> None:
     bench.storage.before = corrupt
     with pytest.raises(CorruptRecordError):
         bench.reply(wait=5.0)
+
+
+def test_claim_that_is_interrupted_while_it_is_told_of_is_not_renewed(
+    bench: GuardBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit that strikes on the way out leaves the claim to its lease."""
+
+    def interrupt(message: str, **extra: object) -> None:
+        raise SystemExit(1)
+
+    bench.claim().abandon()
+    bench.clock.advance(LEASE + 1)
+    monkeypatch.setattr(claims.logger, "warning", interrupt)
+    with pytest.raises(SystemExit):
+        bench.claim()
+    assert bench.heartbeat.held_count == 0
+    assert bench.record().fencing_token == 2
 
 
 def test_forgetting_beside_a_dead_storage_is_harmless(bench: GuardBench) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dotmac_tasks import claims
 from dotmac_tasks.claims import Claim
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import (
@@ -163,6 +164,22 @@ def test_callback_that_is_interrupted_leaves_the_lease_to_decide(bench: GuardBen
     assert bench.reply().outcome is ClaimOutcome.IN_PROGRESS
     bench.clock.advance(LEASE + 1)
     assert bench.reply().outcome is ClaimOutcome.UNRESOLVED
+
+
+def test_verdict_that_is_interrupted_leaves_the_lease_to_decide(
+    bench: GuardBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exit that strikes between the verdict and its record leaves nothing renewed."""
+
+    def interrupt(message: str, *args: object, **extra: object) -> None:
+        raise SystemExit(1)
+
+    abandon(bench)
+    monkeypatch.setattr(claims.logger, "warning", interrupt)
+    with pytest.raises(SystemExit):
+        ask(bench, lambda abandoned: abandoned.found(1))
+    assert bench.heartbeat.held_count == 0
+    assert bench.status() == "in_progress"
 
 
 # Who is asked, and when
