@@ -21,7 +21,15 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from dotmac_tasks.models import ClaimOutcome, Lease, LeaseKind, OperationStatus, WriteOutcome
+from dotmac_tasks.models import (
+    AbandonedPolicy,
+    ClaimOutcome,
+    Lease,
+    LeaseKind,
+    OperationStatus,
+    SettleOutcome,
+    WriteOutcome,
+)
 from dotmac_tasks.testing import FakeClock
 from support.backends import make_request
 from support.concurrency import run_together, wait_until
@@ -655,6 +663,23 @@ def test_full_memory_refuses_claims_only(open_storage: Opener) -> None:
         health = storage.check_health()
         assert health.healthy
         assert "memory" in health.warnings[0]
+
+
+@pytest.mark.parametrize("policy", ["rerun", "refuse"])
+def test_full_memory_takes_a_deferral(open_storage: Opener, policy: AbandonedPolicy) -> None:
+    """At its limit Redis still hands a running claim on to a worker, and takes what it reports."""
+    with RedisServer() as server:
+        storage = open_storage(server.url())
+        request = make_request(on_abandoned=policy)
+        storage.claim_operation(request)
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        assert storage.defer_operation(request, 600) is WriteOutcome.DONE
+        found = storage.find_operation("k")
+        assert found is not None
+        assert found.deferred
+        assert found.lease_ms - found.created_ms >= 600_000
+        assert (found.expires_ms is None) is (policy == "refuse")
+        assert storage.settle_operation("k", b"x", failed=False) is SettleOutcome.DONE
 
 
 def test_renewal_that_the_server_refuses_loses_no_lease(
