@@ -9,6 +9,7 @@ import pytest
 from dotmac_tasks.errors import StorageUnavailableError
 from dotmac_tasks.events import EventDispatcher, StorageCall
 from dotmac_tasks.storage.base import Storage
+from dotmac_tasks.storage.delegating import DelegatingStorage
 from dotmac_tasks.storage.observed import ObservedStorage
 from dotmac_tasks.testing import EventRecorder, FakeClock
 from support.verbs import CALLS
@@ -59,6 +60,14 @@ def test_every_verb_is_listed_here() -> None:
     """
     verbs = {name for name, _ in inspect.getmembers(Storage, inspect.isfunction)}
     assert {verb for verb in verbs if not verb.startswith("_")} == set(CALLS)
+
+
+def test_nothing_of_the_contract_is_answered_by_itself() -> None:
+    """
+    What stands around a storage inherits no answer, of a property either, that the storage has.
+    """
+    contract = {name for name in dir(Storage) if not name.startswith("_")}
+    assert contract <= vars(DelegatingStorage).keys()
 
 
 @pytest.mark.parametrize("verb", CALLS)
