@@ -42,7 +42,9 @@ from dotmac_tasks_django.protection import (
 from dotmac_tasks_django.rest_views import (
     begin_behind_checks,
     end_with_view,
+    finalize_leniently,
     find_view,
+    is_left_to_another,
     is_left_to_view,
     leave_to_view,
     warn_of_unclaimed,
@@ -203,13 +205,17 @@ def _call_behind_checks(
     options: ViewOptions | Exempt,
 ) -> HttpResponseBase:
     # Who has left the claim ends the run.
-    is_left = is_left_to_view(request)
+    is_left, view = is_left_to_view(request), find_view(given)
+    if is_left_to_another(request, view):
+        return call()
     decision = begin_behind_checks(given, view_kwargs, options)
     if isinstance(decision, HttpResponse):
+        if view is not None:
+            finalize_leniently(view)
         return decision
     if decision is None or is_left:
         return call()
-    run, view = decision, find_view(given)
+    run = decision
     if view is None:
         return _run_view(call, request)
     end_with_view(view, run, lambda response: _end_with_response(run, request, response))

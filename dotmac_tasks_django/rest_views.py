@@ -36,7 +36,9 @@ from dotmac_tasks_django.protection import (
 __all__ = [
     "begin_behind_checks",
     "end_with_view",
+    "finalize_leniently",
     "find_view",
+    "is_left_to_another",
     "is_left_to_view",
     "leave_to_view",
     "warn_of_unclaimed",
@@ -132,6 +134,17 @@ def is_left_to_view(request: HttpRequest) -> bool:
     return hasattr(request, _LEFT)
 
 
+def is_left_to_another(request: HttpRequest, view: Any) -> bool:
+    """
+    Tell whether a view was called by another one, which has not come to its claim yet.
+
+    The claim of the other one is for both: it knows who asks, and sends the whole answer.
+    """
+    if view is None or not is_left_to_view(request):
+        return False
+    return _get_left(request).view_class is not type(view)
+
+
 def begin_behind_checks(
     request: Any, view_kwargs: dict[str, Any], options: ViewOptions | Exempt | None
 ) -> Run | HttpResponse | None:
@@ -159,6 +172,25 @@ def warn_of_unclaimed(request: HttpRequest, response: HttpResponseBase) -> None:
             "dispatch call initial.",
             _get_left(request).view_class.__qualname__,
         )
+
+
+def finalize_leniently(view: Any) -> None:
+    """
+    Have a view that expects responses of the framework in `finalize_response` send an answer.
+
+    Such a view has finalized the response that was stored, and refusals are none of its own.
+    """
+    own = view.finalize_response
+
+    def finalize(request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return own(request, response, *args, **kwargs)
+        except AttributeError:
+            # It has no data, no renderer and the like.
+            framework: Any = sys.modules["rest_framework.views"]
+            return framework.APIView.finalize_response(view, request, response, *args, **kwargs)
+
+    view.finalize_response = finalize
 
 
 def end_with_view(view: Any, run: Run, end: Callable[[HttpResponseBase], None]) -> None:
@@ -213,6 +245,8 @@ def _claim(view: Any, request: Any) -> None:
     is_served = verb in view.http_method_names and hasattr(view, verb)
     if not is_left_to_view(django_request) or not is_served:
         return
+    if is_left_to_another(django_request, view):
+        return
     options = find_method_options(view, verb, getattr(view, "action_map", None))
     if isinstance(options, ViewOptions):
         return  # the method's decorator claims, behind the checks of the decorators around it
@@ -242,4 +276,5 @@ def _answer_instead(view: Any, answer: HttpResponse) -> None:
         return answer if isinstance(error, _AnsweredError) else handle(error)
 
     view.handle_exception = answer_or_handle
+    finalize_leniently(view)
     raise _AnsweredError

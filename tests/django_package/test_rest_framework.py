@@ -11,6 +11,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.middleware.csrf import _mask_cipher_secret
 from django.test import Client, RequestFactory, override_settings
 from django.urls import path
@@ -18,6 +19,7 @@ from django.utils.decorators import method_decorator
 from rest_framework.decorators import action
 from rest_framework.mixins import CreateModelMixin
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.routers import DefaultRouter
 from rest_framework.serializers import ModelSerializer
 from rest_framework.test import APIClient
@@ -47,6 +49,7 @@ from support.django_project.rest_ways import (
     Plain,
     Switch,
     Token,
+    do_work,
     function,
 )
 from support.django_project.settings import MIDDLEWARE
@@ -675,3 +678,85 @@ def test_view_that_chooses_its_handler_never_runs_twice(
         assert send(client, "/view/").status_code == 201
         assert send(client, "/view/").status_code == status
     assert get_calls("rest") == 1
+
+
+class Asked(APIView):
+    """
+    A view that others ask before their own checks.
+    """
+
+    authentication_classes = ()
+    permission_classes = ()
+
+    def post(self, request: Request) -> Response:
+        return Response({"asked": True})
+
+
+class AskedDecorated(Asked):
+    @idempotent
+    def post(self, request: Request) -> Response:
+        return super().post(request)
+
+
+class AskedExempt(Asked):
+    @idempotency_exempt
+    def post(self, request: Request) -> Response:
+        return super().post(request)
+
+
+@pytest.mark.parametrize("asked", [Asked, AskedDecorated, AskedExempt])
+def test_view_that_asks_another_first_runs_once(client: Client, asked: type[Asked]) -> None:
+    """A view that calls another one before its own checks claims for itself, and runs once."""
+
+    class Asks(Plain):
+        def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            asked.as_view()(request)
+            return super().dispatch(request, *args, **kwargs)
+
+    with routed(path("asked/", asked.as_view()), Asks.as_view()):
+        assert send(client, "/asked/", key="key-of-the-other").status_code == 200
+        first, again = send(client, "/view/"), send(client, "/view/")
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert again.content == first.content
+        assert get_calls("rest") == 1
+        # An own user for each, although the other view knows none.
+        assert send(client, "/view/", "bob-1").json()["number"] == 2
+
+
+class Envelope(Guarded, APIView):
+    def finalize_response(self, request: Request, response: Any, *args: Any, **kwargs: Any) -> Any:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        response.data = {"ok": response.status_code < 400, "data": response.data}
+        return response
+
+    def post(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+
+class EnvelopeDecorated(Envelope):
+    @idempotent
+    def post(self, request: Request) -> HttpResponseBase:
+        return do_work(request)
+
+
+@pytest.mark.parametrize("view", [Envelope, EnvelopeDecorated])
+def test_view_that_finalizes_data_sends_its_answers(client: Client, view: type[APIView]) -> None:
+    """A stored answer or a refusal passes a `finalize_response` that knows the framework's only."""
+    with routed(view.as_view()):
+        first, again = send(client, "/view/"), send(client, "/view/")
+        assert first.json()["ok"] is True
+        assert (again.status_code, again.content) == (201, first.content)
+        assert send(client, "/view/", amount=6).status_code == 422
+    assert get_calls("rest") == 1
+
+
+def test_error_of_a_view_that_finalizes_its_own_response_is_an_error(client: Client) -> None:
+    """Only for answers is it overlooked what a view expects of the framework's responses."""
+
+    class Broken(Envelope):
+        def post(self, request: Request) -> HttpResponseBase:
+            return HttpResponse(b"%d" % len(str(do_work(request))))
+
+    with routed(Broken.as_view()):
+        assert send(client, "/view/").status_code == 500
+    assert get_statuses() == []
