@@ -17,6 +17,7 @@ from dotmac_tasks_django.protection import (
     find_options,
     find_run,
     hold_answer,
+    warn_of_unsent,
     watch,
 )
 from dotmac_tasks_django.rest_views import leave_to_view, warn_of_unclaimed
@@ -63,6 +64,7 @@ class BackgroundOperationsMiddleware:
         run = find_run(request)
         if run is None:
             warn_of_unclaimed(request, response)
+            warn_of_unsent(request, response)
         else:
             end(run, request, response)
         return response

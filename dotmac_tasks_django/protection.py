@@ -7,8 +7,10 @@ Both translate only: what happens to a request is decided in `dotmac_tasks.http`
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
@@ -35,8 +37,11 @@ __all__ = [
     "is_decided",
     "set_options",
     "take_answer",
+    "warn_of_unsent",
     "watch",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 class Exempt:
@@ -180,6 +185,22 @@ def take_answer(request: HttpRequest) -> HttpResponse | None:
     """
     answer: HttpResponse | None = vars(request).pop(_ANSWER, None)
     return answer
+
+
+def warn_of_unsent(request: HttpRequest, response: HttpResponseBase) -> None:
+    """
+    Say so where a view has answered although an answer was held for its decorator.
+
+    A check around the decorator that refuses or redirects is meant to.
+    """
+    if take_answer(request) is not None and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        view = find_inner_view(getattr(request.resolver_match, "func", None))
+        view = getattr(view, "view_class", view)
+        logger.warning(
+            "%s answered a retry by itself, whose answer its decorator was to send: the work may "
+            "have been done again. Decorate what is called for the method.",
+            getattr(view, "__qualname__", "A view"),
+        )
 
 
 def _to_response(answer: Answer) -> HttpResponse:

@@ -142,8 +142,19 @@ def _judge_response(
     verdict = _judge_marks(facts, key, evidence)
     if verdict is not None:
         return verdict
+    if not evidence.claims or _is_answer_missing(evidence):
+        return _judge_unmarked(facts, answer, evidence)
     # A protected function that the view called, or marks that something has taken off.
-    return _judge_claims(evidence) if evidence.claims else _judge_unmarked(facts, answer, evidence)
+    return _judge_claims(evidence)
+
+
+def _is_answer_missing(evidence: Evidence) -> bool:
+    """
+    Tell whether the claim of a request, not that of a function, had an answer that did not come.
+    """
+    method, _, path = evidence.claims[0].request.operation_type.partition(" ")
+    is_request = method in evidence.config.methods and path.startswith("/")
+    return is_request and evidence.reply not in GRANTED
 
 
 def _judge_claims(evidence: Evidence) -> _Verdict:
@@ -201,6 +212,12 @@ def _judge_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) ->
 
 
 def _explain_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) -> tuple[str, str]:
+    if evidence.claims:
+        return (
+            "its stored answer did not come from the library",
+            "The view ran although its decorator had an answer to send, or something has taken the "
+            "headers off. Have what is called for the method be what is decorated.",
+        )
     config = evidence.config
     header, methods = config.idempotency_header, ", ".join(config.methods)
     request = read_request(answer)

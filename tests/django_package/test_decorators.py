@@ -8,6 +8,7 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory, override_settings
+from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View
 
@@ -393,3 +394,38 @@ def test_method_decorator_on_a_class(client: Client) -> None:
     for _ in range(2):
         response = view(RequestFactory(headers=KEY).post("/", {}, JSON))
         assert response.content == b'{"number": 1}'  # type: ignore[attr-defined]
+
+
+class Overridden(View):
+    """
+    Serves POST by another method than the decorated one, as pages that spell out PATCH do.
+    """
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if "status" in request.GET:
+            return HttpResponse(status=int(request.GET["status"]))
+        return self.patch(request)
+
+    @method_decorator(idempotent)
+    def post(self, request: HttpRequest) -> HttpResponse:
+        return self.patch(request)
+
+    def patch(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse(f"run {count_call('patch')}")
+
+
+def test_answer_that_is_not_sent_is_warned_of(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A view that goes past its decorator runs again, and a log says so; a refusal is none."""
+    headers = {"Idempotency-Key": "key-1"}
+    with override_settings(ROOT_URLCONF=(path("patch/", Overridden.as_view()),)):
+        assert client.post("/patch/", headers=headers).content == b"run 1"
+        assert "by itself" not in caplog.text
+        assert client.post("/patch/", headers=headers).content == b"run 2"
+        assert "Overridden answered a retry by itself" in caplog.text
+        caplog.clear()
+        for _ in range(2):
+            redirected = client.post("/patch/?status=302", headers={"Idempotency-Key": "key-2"})
+            assert redirected.status_code == 302
+        assert caplog.records == []

@@ -15,6 +15,8 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, TransactionTestCase, override_settings
 from django.urls import path
+from django.utils.decorators import method_decorator
+from django.views import View
 
 from dotmac_tasks.testing import AttemptOutcome, EventRecorder
 from dotmac_tasks.testing import TasksHarness as CoreHarness
@@ -171,6 +173,27 @@ class TestTwice:
             report = tasks_harness.send_twice(Sender("/required/"))
         report.assert_replayed()
         assert get_calls("required") == 1
+
+    def test_answer_that_is_not_sent_is_told(self, tasks_harness: TasksHarness) -> None:
+        """A retry that the view answers past its decorator has run, or was turned away."""
+
+        class Overridden(View):
+            def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+                count = count_call("patch")
+                return HttpResponse(status=403 if count == 3 else 200)
+
+            @method_decorator(idempotent)
+            def post(self, request: HttpRequest) -> HttpResponse:
+                return HttpResponse()
+
+        with override_settings(ROOT_URLCONF=(path("patch/", Overridden.as_view()),)):
+            report = tasks_harness.send_twice(Sender("/patch/"))
+            assert (outcomes_of(report), report.runs) == ([RAN, UNPROTECTED], 2)
+            assert "its stored answer did not come" in str(report)
+            with pytest.raises(AssertionError, match="The work ran 2 times"):
+                report.assert_ran_once()
+            report = tasks_harness.send_twice(Sender("/patch/"))
+        assert outcomes_of(report) == [TURNED_AWAY, UNPROTECTED]
 
     def test_address_that_is_not_there_is_told(self, tasks_harness: TasksHarness) -> None:
         """An address without a view counts no run."""
