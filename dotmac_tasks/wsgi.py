@@ -105,8 +105,10 @@ class BackgroundOperationsMiddleware:
         path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         # Wrapped twice, the outer one has the claim, and the inner one would wait for it.
         # Frameworks serve "post" as POST, although HTTP tells them apart.
-        if not self._http.covers(environ["REQUEST_METHOD"].upper(), path) or _RUN in environ:
+        if _RUN in environ:
             return self.app(environ, start_response)
+        if not self._http.covers(environ["REQUEST_METHOD"].upper(), path):
+            return self.app(environ, _hide_directive(start_response))
         request = _WsgiRequest(self, environ, path)
         try:
             decision = self._http.begin(request, self._options)
@@ -114,7 +116,7 @@ class BackgroundOperationsMiddleware:
             request.close()
             raise
         if decision is None:
-            return self.app(environ, start_response)
+            return self.app(environ, _hide_directive(start_response))
         if isinstance(decision, Answer):
             request.close()
             return _send(decision, start_response)
@@ -241,6 +243,18 @@ def _send(answer: Answer, start_response: StartResponse) -> Iterable[bytes]:
         phrase = "Status"
     start_response(f"{answer.status} {phrase}", headers)
     return [answer.body]
+
+
+def _hide_directive(start_response: StartResponse) -> StartResponse:
+    """
+    Take off what a response says of its own keeping, where nothing is kept.
+    """
+
+    def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        own = [header for header in headers if header[0].lower() != _DIRECTIVE]
+        return start_response(status, own, *exc_info)
+
+    return start
 
 
 class _Response:

@@ -35,6 +35,7 @@ from dotmac_tasks_django.protection import (
     find_method_options,
     find_options,
     find_run,
+    hide_directive,
     is_decided,
     set_options,
     take_answer,
@@ -213,8 +214,12 @@ def _call_behind_checks(
         if view is not None:
             finalize_leniently(view)
         return decision
-    if decision is None or is_left:
+    if is_left:
         return call()
+    if decision is None:
+        response = call()
+        hide_directive(response)
+        return response
     run = decision
     if view is None:
         return _run_view(call, request)
@@ -239,6 +244,7 @@ def _run_view(call: Callable[[], HttpResponseBase], request: HttpRequest) -> Htt
     run = find_run(request)
     if run is None:
         warn_of_unclaimed(request, response)
+        hide_directive(response)
     else:
         _end_with_response(run, request, response)
     return response

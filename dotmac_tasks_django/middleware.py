@@ -16,6 +16,7 @@ from dotmac_tasks_django.protection import (
     end_with_error,
     find_options,
     find_run,
+    hide_directive,
     hold_answer,
     warn_of_unsent,
     watch,
@@ -65,6 +66,7 @@ class BackgroundOperationsMiddleware:
         if run is None:
             warn_of_unclaimed(request, response)
             warn_of_unsent(request, response)
+            hide_directive(response)
         else:
             end(run, request, response)
         return response

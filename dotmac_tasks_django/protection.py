@@ -32,6 +32,7 @@ __all__ = [
     "find_options",
     "find_run",
     "has_key",
+    "hide_directive",
     "hold_answer",
     "is_concerned",
     "is_decided",
@@ -224,6 +225,14 @@ def _join_repeated(headers: list[tuple[str, str]]) -> dict[str, str]:
     return dict(joined.values())
 
 
+def hide_directive(response: HttpResponseBase) -> None:
+    """
+    Take off what a response says of its own keeping, where nothing is kept.
+    """
+    if isinstance(response, HttpResponseBase):  # a view may have returned anything
+        response.headers.pop(STORE_HEADER, None)
+
+
 def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
     """
     Record how a run ended and mark its response.
@@ -232,7 +241,7 @@ def end(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
     """
     if not run.records:
         run.abandon()
-        response.headers.pop(STORE_HEADER, None)
+        hide_directive(response)
         for name, value in run.headers:
             response.headers[name] = value
         return

@@ -1315,6 +1315,22 @@ def test_directive_sets_the_retention(serve: Any, backend: Backend) -> None:
     assert not client.send(key=KEY).is_replay
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "key"),
+    [("POST", "/orders", None), ("GET", "/orders", KEY), ("POST", "/admin/x", KEY)],
+    ids=["no-key", "not-covered", "exempt"],
+)
+def test_directive_is_not_sent_where_nothing_is_kept(
+    serve: Any, method: str, path: str, key: str | None
+) -> None:
+    """
+    A client never sees the directive, with a key or without.
+    """
+    work = Work(headers=[*JSON, ("X-Idempotency-Store", "no"), ("X-Own", "1")])
+    answer = serve(work).send(method, path, key=key)
+    assert (answer.get("X-Own"), answer.get("X-Idempotency-Store")) == ("1", None)
+
+
 # The storage fails
 
 

@@ -55,6 +55,18 @@ class TestEither:
         assert refused.json()["type"].endswith("missing-key")
         assert get_calls("required") == 0
 
+    def test_directive_is_not_sent_without_a_key(self, client: Client) -> None:
+        """What a view says of the keeping of its answer stays inside, though nothing is kept."""
+
+        @idempotent
+        def view(request: HttpRequest) -> HttpResponse:
+            return HttpResponse("done", headers={"X-Idempotency-Store": "no"})
+
+        with override_settings(ROOT_URLCONF=(path("view/", view),)):
+            answers = [client.post("/view/"), client.post("/view/", headers=KEY)]
+        assert [answer.content for answer in answers] == [b"done", b"done"]
+        assert [answer.get("X-Idempotency-Store") for answer in answers] == [None, None]
+
     def test_other_methods_pass(self, client: Client) -> None:
         """A method that is not covered needs no key."""
         assert client.get("/required/").status_code == 200

@@ -760,3 +760,18 @@ def test_error_of_a_view_that_finalizes_its_own_response_is_an_error(client: Cli
     with routed(Broken.as_view()):
         assert send(client, "/view/").status_code == 500
     assert get_statuses() == []
+
+
+@pytest.mark.usefixtures("either")
+def test_directive_of_a_method_is_not_sent_without_a_key(client: Client) -> None:
+    """What a decorated method says of the keeping of its answer stays inside, key or not."""
+
+    class Says(Plain):
+        @idempotent
+        def post(self, request: Request) -> Response:
+            return Response({}, headers={"X-Idempotency-Store": "no"})
+
+    with routed(Says.as_view()):
+        answers = [send(client, "/view/", key=key) for key in (None, "key-1")]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert [answer.get("X-Idempotency-Store") for answer in answers] == [None, None]
