@@ -13,11 +13,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
 
 from django.db import connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.template.response import SimpleTemplateResponse
 
 from dotmac_tasks.config import InProgressAnswer, StorageErrorPolicy
 from dotmac_tasks.errors import ConfigurationError
@@ -251,10 +252,22 @@ def _run_view(call: Callable[[], HttpResponseBase], request: HttpRequest) -> Htt
 
 
 def _end_with_response(run: Run, request: HttpRequest, response: HttpResponseBase) -> None:
+    if hasattr(request, "scope") and hasattr(response, "render"):
+        # Under ASGI Django drops the response of a client that hung up, and renders it no more.
+        # The work is done all the same; nobody closes the request either.
+        _render_now(run, cast(SimpleTemplateResponse, response))
     if getattr(response, "is_rendered", True):
         _after_commit(lambda: end(run, request, response), request, run)
     else:
         _end_when_rendered(run, request, response)
+
+
+def _render_now(run: Run, response: SimpleTemplateResponse) -> None:
+    try:
+        response.render()
+    except BaseException as error:
+        end_with_error(run, error)
+        raise
 
 
 def _after_commit(record: Callable[[], None], request: HttpRequest, run: Run) -> None:

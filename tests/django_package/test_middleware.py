@@ -19,17 +19,23 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template.response import TemplateResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
+from django.urls import path
 from django.utils.functional import SimpleLazyObject
+from django.views.decorators.csrf import csrf_exempt
+from rest_framework.response import Response
+from rest_framework.views import APIView
 
 from dotmac_tasks.errors import StorageTimeoutError, StorageUnavailableError
 from dotmac_tasks.models import OperationStatus
+from dotmac_tasks_django import idempotent
 from dotmac_tasks_django.conf import get_manager
 from dotmac_tasks_django.middleware import BackgroundOperationsMiddleware
 from dotmac_tasks_django.requests import find_tenant_id
 from dotmac_tasks_django.testing import override_tasks_settings
 from support.concurrency import run_together
-from support.django_project.calls import get_calls
+from support.django_project.calls import count_call, get_calls
 from support.django_project.gate import Gate, gate, note
 from support.django_project.records import get_statuses
 from support.django_project.settings import MIDDLEWARE
@@ -1115,6 +1121,63 @@ class TestAsgi:
         gate.reset()
         assert asyncio.run(run())[1] == b'{"number":1}'
         assert get_statuses() == [OperationStatus.COMPLETED]
+
+    @pytest.mark.parametrize("name", ["template", "rest"])
+    def test_client_that_hangs_up_on_a_decorated_view_loses_no_outcome(self, name: str) -> None:
+        """Without the middleware, too, what the view made is recorded though nobody renders it."""
+
+        class Rest(APIView):
+            @idempotent
+            def post(self, request: Any) -> Response:
+                gate.pass_through()
+                return Response(f"run {count_call('decorated')}")
+
+        @csrf_exempt
+        @idempotent
+        def template(request: HttpRequest) -> TemplateResponse:
+            gate.pass_through()
+            return TemplateResponse(request, "receipt.html", {"number": count_call("decorated")})
+
+        async def run() -> list[int]:
+            exchanges = [Exchange("/view/", hangs_up_at=gate), Exchange("/view/")]
+            await exchanges[0].run()
+            while get_statuses() != [OperationStatus.COMPLETED]:
+                await asyncio.sleep(0.01)
+            await exchanges[1].run()
+            return [exchange.status for exchange in exchanges]
+
+        gate.reset()
+        view = Rest.as_view() if name == "rest" else template
+        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(path("view/", view),)):
+            assert asyncio.run(asyncio.wait_for(run(), 30)) == [0, HTTPStatus.OK]
+        assert get_calls("decorated") == 1
+        assert get_manager().heartbeat.held_count == 0
+
+    @pytest.mark.parametrize("name", ["template", "rest"])
+    def test_rendering_that_fails_gives_the_key_back(self, name: str) -> None:
+        """A decorated view under ASGI whose response cannot be rendered has no outcome."""
+
+        class Rest(APIView):
+            @idempotent
+            def post(self, request: Any) -> Response:
+                return Response(object())
+
+        @csrf_exempt
+        @idempotent
+        def template(request: HttpRequest) -> TemplateResponse:
+            return TemplateResponse(request, "broken.html", {"broken": Broken()})
+
+        class Broken:
+            def __str__(self) -> str:
+                raise ValueError("broken")
+
+        exchange = Exchange("/view/")
+        view = Rest.as_view() if name == "rest" else template
+        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(path("view/", view),)):
+            asyncio.run(exchange.run())
+        assert exchange.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        assert get_statuses() == []
+        assert get_manager().heartbeat.held_count == 0
 
     def test_client_that_hangs_up_before_its_view_leaves_the_key(self) -> None:
         """Who hung up while the key was being claimed has done nothing; the retry does it."""
