@@ -150,7 +150,7 @@ class SendReport(Generic[R]):
 
     def assert_ran_once(self) -> None:
         """
-        Check that the work ran once.
+        Check that the work ran once, and that the library saw at least one of them.
 
         Raises:
             AssertionError: It did not; the message says what happened, and what to do.
@@ -158,6 +158,9 @@ class SendReport(Generic[R]):
         __tracebackhide__ = True
         if self.runs != 1:
             raise AssertionError(f"The work ran {_times(self.runs)} instead of once.\n{self}")
+        if len(self.unprotected) == len(self.attempts):
+            # Whoever turned the others away will not do so for ever.
+            raise AssertionError(f"The work ran once, but nothing protected it.\n{self}")
 
     def assert_replayed(self) -> None:
         """

@@ -20,7 +20,7 @@ from django.views import View
 
 from dotmac_tasks.testing import AttemptOutcome, EventRecorder
 from dotmac_tasks.testing import TasksHarness as CoreHarness
-from dotmac_tasks_django import downstream_key, get_manager, idempotent
+from dotmac_tasks_django import downstream_key, get_manager, idempotency_exempt, idempotent
 from dotmac_tasks_django.testing import TasksHarness, override_tasks_settings
 from support.django_project.calls import count_call, get_calls
 from support.django_project.settings import MIDDLEWARE
@@ -173,6 +173,19 @@ class TestTwice:
             report = tasks_harness.send_twice(Sender("/required/"))
         report.assert_replayed()
         assert get_calls("required") == 1
+
+    def test_run_that_nothing_protected_is_not_once(self, tasks_harness: TasksHarness) -> None:
+        """Whoever else turns a retry away, as a throttle does, makes no protected view."""
+
+        @idempotency_exempt
+        def view(request: HttpRequest) -> HttpResponse:
+            return HttpResponse(status=201 if count_call("exempt") == 1 else 429)
+
+        with override_settings(ROOT_URLCONF=(path("view/", view),)):
+            report = tasks_harness.send_twice(Sender("/view/"))
+        assert (outcomes_of(report), report.runs) == ([UNPROTECTED, TURNED_AWAY], 1)
+        with pytest.raises(AssertionError, match="nothing protected it"):
+            report.assert_ran_once()
 
     def test_answer_that_is_not_sent_is_told(self, tasks_harness: TasksHarness) -> None:
         """A retry that the view answers past its decorator has run, or was turned away."""
