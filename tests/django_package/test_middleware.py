@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
+from django import urls
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.uploadedfile import SimpleUploadedFile, TemporaryUploadedFile
@@ -21,7 +22,6 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
-from django.urls import path
 from django.utils.functional import SimpleLazyObject
 from django.views.decorators.csrf import csrf_exempt
 from rest_framework.response import Response
@@ -1148,7 +1148,7 @@ class TestAsgi:
 
         gate.reset()
         view = Rest.as_view() if name == "rest" else template
-        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(path("view/", view),)):
+        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(urls.path("view/", view),)):
             assert asyncio.run(asyncio.wait_for(run(), 30)) == [0, HTTPStatus.OK]
         assert get_calls("decorated") == 1
         assert get_manager().heartbeat.held_count == 0
@@ -1173,7 +1173,7 @@ class TestAsgi:
 
         exchange = Exchange("/view/")
         view = Rest.as_view() if name == "rest" else template
-        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(path("view/", view),)):
+        with override_settings(MIDDLEWARE=[], ROOT_URLCONF=(urls.path("view/", view),)):
             asyncio.run(exchange.run())
         assert exchange.status == HTTPStatus.INTERNAL_SERVER_ERROR
         assert get_statuses() == []
