@@ -67,6 +67,20 @@ class TestEither:
         assert [answer.content for answer in answers] == [b"done", b"done"]
         assert [answer.get("X-Idempotency-Store") for answer in answers] == [None, None]
 
+    def test_view_that_returns_nothing_is_told_by_django(self, client: Client) -> None:
+        """A decorated view without a response fails with Django's own message."""
+
+        @idempotent
+        def view(request: HttpRequest) -> None:
+            pass
+
+        client.raise_request_exception = True
+        with (
+            override_settings(ROOT_URLCONF=(path("view/", view),)),
+            pytest.raises(ValueError, match="didn't return an HttpResponse"),
+        ):
+            client.post("/view/")
+
     def test_other_methods_pass(self, client: Client) -> None:
         """A method that is not covered needs no key."""
         assert client.get("/required/").status_code == 200
