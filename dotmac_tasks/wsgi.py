@@ -43,6 +43,8 @@ __all__ = [
 _RUN = "dotmac_tasks.run"
 _DIRECTIVE = STORE_HEADER.lower()
 _BODILESS = (204, 304)
+# More than any body has bytes; Python refuses to read a number of thousands of them.
+_MOST_DIGITS = 18
 
 _ExcInfo: TypeAlias = (
     "tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]"
@@ -212,7 +214,7 @@ class _WsgiRequest:
     def _read(self) -> Spool:
         environ = self._environ
         declared = environ.get("CONTENT_LENGTH") or ""
-        if declared and not declared.isdecimal():
+        if declared and (not declared.isdecimal() or len(declared) > _MOST_DIGITS):
             # "+5" and "5 " are a length to some readers and none to others.
             raise UnknownLengthError
         length = int(declared) if declared else None

@@ -621,6 +621,17 @@ def test_input_without_an_end_is_not_read(manager: BackgroundOperationsManager) 
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "+5", "5 ", "0x5"], ids=["long", "+", " ", "x"])
+def test_length_that_is_none_is_refused(manager: BackgroundOperationsManager, length: str) -> None:
+    """
+    A declared length that readers would read in two ways, or not at all, is refused.
+    """
+    environ = make_environ(CONTENT_LENGTH=length)
+    environ["wsgi.input"] = Unreadable()
+    answer = exchange(BackgroundOperationsMiddleware(fail, manager), environ)
+    assert (answer.status, answer.problem) == (411, "length-required")
+
+
 def test_chunked_input_without_an_end_is_refused(manager: BackgroundOperationsManager) -> None:
     """
     A body that is there but cannot be read is never taken for an empty one.
