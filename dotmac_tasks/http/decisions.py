@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from dotmac_tasks.claims import Claim, IdempotencyGuard, log_fields
@@ -37,7 +37,6 @@ from dotmac_tasks.http.requests import (
 )
 from dotmac_tasks.http.run import Run, RunContext, note_unprotected
 from dotmac_tasks.keys import (
-    MAX_ID_LENGTH,
     http_storage_key,
     keyed_digest,
     new_token,
@@ -62,6 +61,48 @@ _COMPLAINT_INTERVAL = 10.0
 
 # Far more than a project has views with options.
 _MOST_RESOLVED = 1_000
+
+
+@dataclass(slots=True)
+class _KeyedRequest:
+    """
+    What is known of a request with a key before its body is read.
+
+    One per request, and never changed; frozen, it would take three times as long to make.
+    Holds nothing of the adapter's, so that a run that keeps it keeps no request alive.
+    """
+
+    method: str
+    path: str
+    policy: Policy
+    client_key: str
+    tenant: str
+    principal: str
+
+    @property
+    def lasting_key(self) -> str:
+        """
+        The stored key without the secret: what another system knows the work by outlasts it.
+        """
+        return http_storage_key(self.tenant, self.principal, self.client_key)
+
+    def describe(self, secret: str, owner: str = "", fingerprint: str = "") -> ClaimRequest:
+        """
+        Put together what is claimed, or without an owner what logs and helpers need of it.
+        """
+        tenant, principal, policy = self.tenant, self.principal, self.policy
+        return ClaimRequest(
+            http_storage_key(tenant, principal, self.client_key, secret),
+            owner,
+            shorten_id(tenant),
+            # A digest of credentials scopes the key; it is not left lying in a storage.
+            shorten_id(principal[len(USER_SCOPE) :]) if principal.startswith(USER_SCOPE) else "",
+            f"{self.method} {self.path}"[:200],
+            fingerprint,
+            policy.ttl,
+            policy.lease,
+            policy.on_abandoned,
+        )
 
 
 class HttpIdempotency:
@@ -132,51 +173,18 @@ class HttpIdempotency:
             if self._anonymous == "ignore" and not policy.required:
                 return None
             return self._refuse("unauthenticated", client_key)
-        # What another system knows the work by does not depend on the secret.
-        lasting_key = http_storage_key(tenant, principal, client_key) if self._secret else ""
-        claim_request: ClaimRequest | None = None
+        keyed = _KeyedRequest(request.method, request.path, policy, client_key, tenant, principal)
         try:
-            if self._guard.storage.is_refusing:
-                # It is not asked, so nothing is prepared for it. But half a body is no more what
-                # the client wants than at other times.
-                request.read_body()
-            else:
-                claim_request = self._claim_request(request, policy, client_key, tenant, principal)
+            decision = self._decide(request, keyed)
         except IncompleteBodyError:
             return self._refuse("incomplete-body", client_key)
         except UnknownLengthError:
             return self._refuse("length-required", client_key)
         except SpoolError as error:
             return self._without_room(client_key, error)
-        if claim_request is None:
-            describe = partial(
-                _describe,
-                tenant,
-                principal,
-                request.method,
-                request.path,
-                policy,
-                client_key,
-                secret=self._secret,
-            )
-            return _mark(self._beside_storage(describe, client_key, policy), lasting_key)
-        wait = policy.wait if policy.in_progress == "wait" else 0.0
-        find = policy.find_reconcile
-        reconciler = (
-            None if find is None else Reconciler(find, lambda: request.native, True, lasting_key)
-        )
-        since = self._guard.monotonic()
-        try:
-            reply = self._guard.claim(claim_request, wait=wait, reconciler=reconciler)
-        except CorruptRecordError:
-            return self._unreadable(claim_request, client_key)
-        except StorageError as error:
-            answer = self._without_storage(claim_request, client_key, policy, error, since)
-            return _mark(answer, lasting_key)
-        if isinstance(reply, Claim):
-            run = Run(self._context, client_key, claim_request, reply, strict=policy.is_strict)
-            return _mark(run, lasting_key)
-        return self._answer(claim_request, client_key, reply, policy)
+        if self._secret and isinstance(decision, Run):
+            decision.lasting_key = keyed.lasting_key
+        return decision
 
     def _policy(self, options: ViewOptions) -> Policy:
         # The options object is kept beside its policy, so that its id stays taken.
@@ -188,59 +196,75 @@ class HttpIdempotency:
             known = self._resolved[id(options)] = (options, resolve_policy(self.config, options))
         return known[1]
 
-    def _claim_request(
-        self,
-        request: HttpRequest,
-        policy: Policy,
-        client_key: str,
-        tenant: str,
-        principal: str,
-    ) -> ClaimRequest:
-        method, path = request.method, request.path
+    def _decide(self, request: HttpRequest, keyed: _KeyedRequest) -> Answer | Run:
+        """
+        Claim the key, and say what comes of it.
+
+        Raises:
+            IncompleteBodyError: The body ended early.
+            UnknownLengthError: The body has no end that is known.
+            SpoolError: The body could not be kept.
+        """
+        guard = self._guard
+        if guard.storage.is_refusing:
+            # It is not asked, so nothing is prepared for it. But half a body is no more what
+            # the client wants than at other times.
+            request.read_body()
+            return self._beside_storage(keyed)
+        claim_request = self._claim_request(request, keyed)
+        policy, reconciler = keyed.policy, self._reconciler(request, keyed)
+        since = guard.monotonic()
+        try:
+            reply = guard.claim(claim_request, wait=policy.wait, reconciler=reconciler)
+        except CorruptRecordError:
+            return self._unreadable(claim_request, keyed.client_key)
+        except StorageError as error:
+            return self._without_storage(claim_request, keyed, error, since)
+        if isinstance(reply, Claim):
+            strict = policy.is_strict
+            return Run(self._context, keyed.client_key, claim_request, reply, strict=strict)
+        return self._answer(claim_request, keyed, reply)
+
+    def _claim_request(self, request: HttpRequest, keyed: _KeyedRequest) -> ClaimRequest:
         fingerprint = request_fingerprint(
-            method,
-            path,
+            keyed.method,
+            keyed.path,
             request.query,
             request.content_type,
-            request.body_digest(policy.fingerprint),
+            request.body_digest(keyed.policy.fingerprint),
         )
-        request_of_claim = _describe(
-            tenant,
-            principal,
-            method,
-            path,
-            policy,
-            client_key,
-            new_token(),
+        if self._secret:
             # Bodies can be guessed as keys can.
-            keyed_digest(self._secret, fingerprint) if self._secret else fingerprint,
-            secret=self._secret,
-        )
-        if not self._limit:
-            return request_of_claim
-        user = principal if principal.startswith(USER_SCOPE) else ""
-        return request_of_claim._replace(quota=self._quota(tenant, user))
+            fingerprint = keyed_digest(self._secret, fingerprint)
+        claim_request = keyed.describe(self._secret, new_token(), fingerprint)
+        return claim_request._replace(quota=self._quota(keyed)) if self._limit else claim_request
 
-    def _quota(self, tenant: str, user: str) -> Quota:
+    def _quota(self, keyed: _KeyedRequest) -> Quota:
         """
         Return how many new keys the caller may have.
 
         Whom nobody resolved shares one quota with all such callers of the tenant:
         credentials can be made up at will.
         """
-        caller = quota_caller(tenant, user, self._secret)
+        user = keyed.principal if keyed.principal.startswith(USER_SCOPE) else ""
+        caller = quota_caller(keyed.tenant, user, self._secret)
         return Quota(caller, self._limit, self.config.quota_window)
+
+    def _reconciler(self, request: HttpRequest, keyed: _KeyedRequest) -> Reconciler | None:
+        find = keyed.policy.find_reconcile
+        if find is None:
+            return None
+        lasting_key = keyed.lasting_key if self._secret else ""
+        return Reconciler(find, lambda: request.native, True, lasting_key)
 
     # Answers
 
-    def _answer(
-        self, request: ClaimRequest, client_key: str, reply: ClaimReply, policy: Policy
-    ) -> Answer:
-        outcome = reply.outcome
+    def _answer(self, request: ClaimRequest, keyed: _KeyedRequest, reply: ClaimReply) -> Answer:
+        outcome, client_key = reply.outcome, keyed.client_key
         if outcome is ClaimOutcome.FINISHED:
             return self._replay(request, client_key, reply.payload)
         if outcome is ClaimOutcome.IN_PROGRESS:
-            return self._still_running(client_key, reply.remaining, policy)
+            return self._still_running(keyed, reply.remaining)
         if outcome is ClaimOutcome.UNRESOLVED:
             return self._refuse("outcome-unknown", client_key)
         if outcome is ClaimOutcome.OVER_QUOTA:
@@ -263,11 +287,11 @@ class HttpIdempotency:
             return json_answer(400, {"status": "failed", "error": outcome.message}, headers)
         return self._refuse("not-replayable", client_key)
 
-    def _still_running(self, client_key: str, remaining: float, policy: Policy) -> Answer:
+    def _still_running(self, keyed: _KeyedRequest, remaining: float) -> Answer:
         seconds = max(1, min(math.ceil(remaining), _LONGEST_RETRY_AFTER))
-        if policy.in_progress != "accepted":
-            return self._refuse("still-running", client_key, retry_after=seconds)
-        headers: Headers = [("Retry-After", str(seconds)), (self._key_name, client_key)]
+        if keyed.policy.in_progress != "accepted":
+            return self._refuse("still-running", keyed.client_key, retry_after=seconds)
+        headers: Headers = [("Retry-After", str(seconds)), (self._key_name, keyed.client_key)]
         return json_answer(202, {"status": "in_progress", "message": STILL_RUNNING}, headers)
 
     def _unreadable(self, request: ClaimRequest, client_key: str) -> Answer:
@@ -286,14 +310,9 @@ class HttpIdempotency:
         return self._refuse("body-not-kept", client_key, retry_after=30)
 
     def _without_storage(
-        self,
-        request: ClaimRequest,
-        client_key: str,
-        policy: Policy,
-        error: StorageError,
-        since: float,
+        self, request: ClaimRequest, keyed: _KeyedRequest, error: StorageError, since: float
     ) -> Answer | Run:
-        refused = policy.is_strict
+        client_key, refused = keyed.client_key, keyed.policy.is_strict
         # Only after a timeout may the claim have been written.
         doubtful = isinstance(error, StorageTimeoutError)
         logger.warning(
@@ -311,61 +330,26 @@ class HttpIdempotency:
         claim = self._guard.unconfirmed(request, error, since) if doubtful else None
         return Run(self._context, client_key, request, claim, protected=False)
 
-    def _beside_storage(
-        self, describe: Callable[[], ClaimRequest], client_key: str, policy: Policy
-    ) -> Answer | Run:
+    def _beside_storage(self, keyed: _KeyedRequest) -> Answer | Run:
         """
         Answer while the storage is left alone; one line in the log now and then tells of it.
         """
+        refused = keyed.policy.is_strict
+        describe = partial(keyed.describe, self._secret)
         now = self._guard.monotonic()
         if now >= self._complain_at:
             self._complain_at = now + _COMPLAINT_INTERVAL
             logger.warning(
                 "The storage failed repeatedly and is left alone for a moment; requests %s",
-                "are refused" if policy.is_strict else "run unprotected",
+                "are refused" if refused else "run unprotected",
                 extra=log_fields(describe()),
             )
-        if policy.is_strict:
-            return self._refuse("storage-unavailable", client_key, retry_after=1)
+        if refused:
+            return self._refuse("storage-unavailable", keyed.client_key, retry_after=1)
         events = self._context.events
         if events.active:
             note_unprotected(events, describe(), StorageUnavailableError.__name__)
-        return Run(self._context, client_key, describe, None, protected=False)
+        return Run(self._context, keyed.client_key, describe, None, protected=False)
 
     def _refuse(self, name: str, client_key: str, *, retry_after: int = 0) -> Answer:
         return problem_answer(name, [(self._key_name, client_key)], retry_after=retry_after)
-
-
-def _mark(answer: Answer | Run, lasting_key: str) -> Answer | Run:
-    if isinstance(answer, Run):
-        answer.lasting_key = lasting_key
-    return answer
-
-
-def _describe(
-    tenant: str,
-    principal: str,
-    method: str,
-    path: str,
-    policy: Policy,
-    client_key: str,
-    owner: str = "",
-    fingerprint: str = "",
-    *,
-    secret: str = "",
-) -> ClaimRequest:
-    """
-    Put together what is claimed, or without an owner what logs and helpers need of it.
-    """
-    return ClaimRequest(
-        http_storage_key(tenant, principal, client_key, secret),
-        owner,
-        tenant if len(tenant) <= MAX_ID_LENGTH else shorten_id(tenant),
-        # A digest of credentials scopes the key; it is not left lying in a storage.
-        shorten_id(principal.removeprefix(USER_SCOPE)) if principal.startswith(USER_SCOPE) else "",
-        f"{method} {path}"[:200],
-        fingerprint,
-        policy.ttl,
-        policy.lease,
-        policy.on_abandoned,
-    )

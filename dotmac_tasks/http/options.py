@@ -85,7 +85,7 @@ class Policy(NamedTuple):
     """
     The project's settings with one view's options laid over them.
 
-    The attributes are those of `ViewOptions`, decided.
+    The attributes are those of `ViewOptions`, decided; `wait` is 0 where nobody waits.
     """
 
     required: bool
@@ -118,6 +118,8 @@ def resolve_policy(config: TasksConfig, options: ViewOptions) -> Policy:
         value = getattr(options, option)
         values[option] = getattr(config, setting) if value is None else value
     _check_lease(values["lease"], values["ttl"])
+    if values["in_progress"] != "wait":
+        values["wait"] = 0.0
     return Policy(
         **values,
         find_reconcile=find_reconcile(config, options.reconcile),
