@@ -34,10 +34,10 @@ from dotmac_tasks.events import (
     OperationEnqueued,
     OperationReconciled,
     QuotaExceeded,
+    log_fields,
 )
 from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.heartbeat import Heartbeat, HeldClaim
-from dotmac_tasks.keys import key_hash
 from dotmac_tasks.models import (
     ClaimOutcome,
     ClaimReply,
@@ -52,7 +52,7 @@ from dotmac_tasks.serialization import bound_payload
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
-__all__ = ["Claim", "GuardCounts", "IdempotencyGuard", "log_fields", "raise_for_reply"]
+__all__ = ["Claim", "GuardCounts", "IdempotencyGuard", "raise_for_reply"]
 
 logger = logging.getLogger(__name__)
 
@@ -667,17 +667,6 @@ class IdempotencyGuard:
         logger.warning("A claim was lost: %s", reason, extra=log_fields(claim.request))
         if self.events.active:
             self.events.emit(ClaimLost(**log_fields(claim.request), reason=reason))
-
-
-def log_fields(request: ClaimRequest) -> dict[str, str]:
-    """
-    Return what logs and events say of a request; the key only as a hash.
-    """
-    return {
-        "tenant_id": request.tenant_id,
-        "operation_type": request.operation_type,
-        "key_hash": key_hash(request.key),
-    }
 
 
 def raise_for_reply(key: str, reply: ClaimReply) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from dotmac_tasks.fork import reset_after_fork
+from dotmac_tasks.keys import key_hash
+from dotmac_tasks.models import ClaimRequest, StoredOperation
 from dotmac_tasks.typing import Clock
 
 __all__ = [
@@ -36,9 +38,21 @@ __all__ = [
     "QuotaExceeded",
     "StorageCall",
     "StorageUnprotected",
+    "log_fields",
 ]
 
 _logger = logging.getLogger(__name__)
+
+
+def log_fields(work: ClaimRequest | StoredOperation) -> dict[str, str]:
+    """
+    Return what logs and events say of a request or a record; the key only as a hash.
+    """
+    return {
+        "tenant_id": work.tenant_id,
+        "operation_type": work.operation_type,
+        "key_hash": key_hash(work.key),
+    }
 
 
 class Event:

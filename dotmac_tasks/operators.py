@@ -17,7 +17,7 @@ from dotmac_tasks.errors import (
     StorageError,
     StorageTimeoutError,
 )
-from dotmac_tasks.events import EventDispatcher, KeyDecided, OperationCompleted
+from dotmac_tasks.events import EventDispatcher, KeyDecided, OperationCompleted, log_fields
 from dotmac_tasks.http import principal_scope
 from dotmac_tasks.keys import http_storage_key, key_hash, parse_key_header, validate_stored_key
 from dotmac_tasks.models import (
@@ -231,9 +231,7 @@ class KeyDecisions:
             return  # It is recorded; only the hooks do not learn of it.
         if record is not None:
             self._events.emit(
-                OperationCompleted(
-                    **_describe(key, record), status=record.status.value, duration=0.0
-                )
+                OperationCompleted(**log_fields(record), status=record.status.value, duration=0.0)
             )
 
 
@@ -250,11 +248,9 @@ def _read_words(name: str, text: str) -> str:
 
 
 def _describe(key: str, record: StoredOperation | None) -> dict[str, str]:
-    return {
-        "tenant_id": "" if record is None else record.tenant_id,
-        "operation_type": "" if record is None else record.operation_type,
-        "key_hash": key_hash(key),
-    }
+    if record is not None:
+        return log_fields(record)
+    return {"tenant_id": "", "operation_type": "", "key_hash": key_hash(key)}
 
 
 def _summarise(record: StoredOperation) -> KeySummary:

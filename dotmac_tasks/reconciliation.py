@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import ConfigurationError
-from dotmac_tasks.keys import derive_downstream_key, key_hash
+from dotmac_tasks.events import log_fields
+from dotmac_tasks.keys import derive_downstream_key
 from dotmac_tasks.models import ClaimRequest
 from dotmac_tasks.serialization import encode_error, encode_json_response, encode_result
 
@@ -196,11 +197,7 @@ class Reconciler(NamedTuple):
             logger.exception(
                 "What became of an abandoned operation could not be found out; "
                 "a person has to decide",
-                extra={
-                    "tenant_id": claimed.tenant_id,
-                    "operation_type": claimed.operation_type,
-                    "key_hash": key_hash(claimed.key),
-                },
+                extra=log_fields(claimed),
             )
             return operation.ask_person()
         return verdict

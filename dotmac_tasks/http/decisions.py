@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from dotmac_tasks.claims import Claim, IdempotencyGuard, log_fields
+from dotmac_tasks.claims import Claim, IdempotencyGuard
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import (
     CorruptRecordError,
@@ -18,7 +18,7 @@ from dotmac_tasks.errors import (
     StorageTimeoutError,
     StorageUnavailableError,
 )
-from dotmac_tasks.events import EventDispatcher
+from dotmac_tasks.events import EventDispatcher, log_fields
 from dotmac_tasks.fingerprint import request_fingerprint
 from dotmac_tasks.http.answers import (
     STILL_RUNNING,

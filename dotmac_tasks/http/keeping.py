@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-from dotmac_tasks.claims import log_fields
 from dotmac_tasks.config import TasksConfig
+from dotmac_tasks.events import log_fields
 from dotmac_tasks.http.answers import Headers
 from dotmac_tasks.models import ClaimRequest
 from dotmac_tasks.serialization import TOO_LARGE, encode_response, encode_tombstone

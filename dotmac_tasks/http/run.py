@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dotmac_tasks.claims import Claim, log_fields
+from dotmac_tasks.claims import Claim
 from dotmac_tasks.config import to_seconds
 from dotmac_tasks.errors import ClaimLostError, IdempotencyError, StorageError
-from dotmac_tasks.events import EventDispatcher, StorageUnprotected
+from dotmac_tasks.events import EventDispatcher, StorageUnprotected, log_fields
 from dotmac_tasks.http.answers import Headers
 from dotmac_tasks.http.keeping import ResponseKeeper
 from dotmac_tasks.idempotency import UNSERIALIZABLE
