@@ -1,13 +1,12 @@
 """
-What a manager says of itself: health, statistics, the report of a cleanup.
+What a manager says of itself: health and statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from dotmac_tasks.claims import GuardCounts, IdempotencyGuard
 from dotmac_tasks.config import TasksConfig
@@ -16,14 +15,7 @@ from dotmac_tasks.models import StorageHealth, StorageStats
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.typing import Clock
 
-__all__ = [
-    "CleanupReport",
-    "HealthReport",
-    "ManagerStats",
-    "clean_up",
-    "collect_stats",
-    "report_health",
-]
+__all__ = ["HealthReport", "ManagerStats", "collect_stats", "report_health"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,23 +100,6 @@ class ManagerStats:
         return asdict(self)
 
 
-class CleanupReport(NamedTuple):
-    """
-    What a cleanup did.
-
-    Attributes:
-        removed: Expired entries that were removed, or would have been.
-        batches: Commands that it took.
-        more: Whether expired ones are left.
-        dry_run: Whether it only counted.
-    """
-
-    removed: int
-    batches: int
-    more: bool
-    dry_run: bool
-
-
 def report_health(
     storage: Storage, heartbeat: Heartbeat, config: TasksConfig, clock: Clock
 ) -> HealthReport:
@@ -167,34 +142,3 @@ def collect_stats(
         keys_refused=seen.over_quota,
         events_dropped=events_dropped,
     )
-
-
-def clean_up(
-    storage: Storage,
-    *,
-    batch_size: int,
-    max_records: int | None,
-    dry_run: bool,
-    go_on: Callable[[], bool] = lambda: True,
-) -> CleanupReport:
-    """
-    Remove expired records batch by batch, while `go_on` says so.
-
-    Two at once share the work; neither removes anything that is live.
-
-    Raises:
-        StorageError: The storage failed; what was removed before stays removed.
-    """
-    if dry_run:
-        counted = storage.purge_expired(batch_size, dry_run=True).removed
-        return CleanupReport(counted, 0, more=counted > 0, dry_run=True)
-    removed = batches = 0
-    more = True
-    while more and (max_records is None or removed < max_records) and go_on():
-        limit = batch_size if max_records is None else min(batch_size, max_records - removed)
-        batch = storage.purge_expired(limit)
-        removed += batch.removed
-        batches += 1
-        # One that removed nothing would be repeated without end.
-        more = batch.more and batch.removed > 0
-    return CleanupReport(removed, batches, more, dry_run=False)

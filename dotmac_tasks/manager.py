@@ -4,28 +4,17 @@ The façade: settings, storage, hooks and the engine, wired together.
 
 from __future__ import annotations
 
-import logging
-import random
-import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from dotmac_tasks.claims import IdempotencyGuard
+from dotmac_tasks.cleanup import CleanupReport, CleanupThread, clean_up
 from dotmac_tasks.clock import SystemClock
 from dotmac_tasks.config import TasksConfig, to_seconds
-from dotmac_tasks.errors import ConfigurationError, KeyReusedError, StorageError
+from dotmac_tasks.errors import ConfigurationError, KeyReusedError
 from dotmac_tasks.events import EventDispatcher, MetricsHooks
-from dotmac_tasks.fork import reset_after_fork
-from dotmac_tasks.health import (
-    CleanupReport,
-    HealthReport,
-    ManagerStats,
-    clean_up,
-    collect_stats,
-    report_health,
-)
+from dotmac_tasks.health import HealthReport, ManagerStats, collect_stats, report_health
 from dotmac_tasks.heartbeat import Heartbeat
 from dotmac_tasks.http import HttpIdempotency
 from dotmac_tasks.idempotency import (
@@ -58,13 +47,8 @@ from dotmac_tasks.typing import Clock, Parameters
 
 __all__ = ["BackgroundOperationsManager"]
 
-logger = logging.getLogger(__name__)
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-CLEANUP_THREAD_NAME = "dotmac-tasks.cleanup"
-_BATCH = 1000
 
 
 class BackgroundOperationsManager:
@@ -124,7 +108,7 @@ class BackgroundOperationsManager:
             self.storage = SealedStorage(
                 self.storage, codec, require_sealed=self.config.require_sealed
             )
-        self._cleanup = _CleanupThread(self)
+        self._cleanup = CleanupThread(self, self.config)
         self.heartbeat = Heartbeat(
             self.storage,
             clock=self._clock,
@@ -769,90 +753,6 @@ class BackgroundOperationsManager:
             StorageError: The storage failed.
         """
         return collect_stats(self.storage.get_stats(), self.guard, self.events.dropped)
-
-
-class _CleanupThread:
-    """
-    Removes expired records of one manager from time to time.
-
-    Shared by all threads: `_lock` guards `_thread` and `_stop`. Forgotten in the
-    child of a fork, where the next use starts it anew. Holds the manager by a
-    weak reference and ends with it.
-    """
-
-    def __init__(self, manager: BackgroundOperationsManager) -> None:
-        self._manager = weakref.ref(manager)
-        self._interval = manager.config.cleanup_interval
-        self._enabled = manager.config.enable_background_cleanup
-        self.after_fork()
-        reset_after_fork(self)
-
-    def after_fork(self) -> None:
-        """
-        Forget the parent's thread.
-        """
-        # Reentrant: a signal handler may stop the manager right here.
-        self._lock = threading.RLock()
-        self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
-
-    def start(self) -> None:
-        """
-        Start it unless it runs or is disabled; never raises.
-        """
-        if not self._enabled:
-            return
-        with self._lock:
-            if self._thread is not None:
-                return
-            stop = threading.Event()
-            thread = threading.Thread(
-                target=self._run, args=(stop,), name=CLEANUP_THREAD_NAME, daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:
-                logger.warning("The cleanup thread cannot be started", exc_info=True)
-                return
-            self._thread = thread
-            self._stop = stop
-
-    def stop(self, timeout: float) -> None:
-        """
-        End it after the batch at hand.
-        """
-        with self._lock:
-            thread, self._thread = self._thread, None
-            self._stop.set()
-        if thread is not None:
-            thread.join(timeout)
-
-    def _run(self, stop: threading.Event) -> None:
-        # Processes that were started together spread out; no secret depends on it.
-        pause = self._interval * random.uniform(0.5, 1.0)  # nosec B311 # noqa: S311 - jitter
-        while not stop.wait(min(pause, threading.TIMEOUT_MAX)):
-            manager = self._manager()
-            if manager is None:
-                return
-            self._clean(manager.storage, stop)
-            del manager
-            pause = self._interval
-
-    def _clean(self, storage: Storage, stop: threading.Event) -> None:
-        try:
-            report = clean_up(
-                storage,
-                batch_size=_BATCH,
-                max_records=None,
-                dry_run=False,
-                go_on=lambda: not stop.is_set(),
-            )
-        except StorageError as error:
-            logger.warning("The cleanup failed and is tried again later: %s", error)
-        except Exception:
-            logger.exception("The cleanup failed and is tried again later")
-        else:
-            logger.info("Expired records were removed", extra={"removed": report.removed})
 
 
 def _to_status(status: OperationStatus | str | None) -> OperationStatus | None:

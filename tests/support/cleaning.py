@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 
-from dotmac_tasks.health import clean_up
+from dotmac_tasks.cleanup import clean_up
 from dotmac_tasks.models import ClaimOutcome, WriteOutcome
 from dotmac_tasks.storage import RedisStorage
 from support.backends import make_request

@@ -143,7 +143,7 @@ def run_processes(
     ]
 
 
-def wait_until(predicate: Callable[[], object], timeout: float = 10.0) -> None:
+def wait_until(predicate: Callable[[], object], timeout: float = 30.0) -> None:
     """
     Return as soon as `predicate()` is true.
 
@@ -156,6 +156,13 @@ def wait_until(predicate: Callable[[], object], timeout: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"not true within {timeout} seconds: {predicate}")
         pause.wait(0.005)
+
+
+def find_threads(name: str) -> list[threading.Thread]:
+    """
+    Return the threads of this process that run under a name.
+    """
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 def _stacks(threads: list[threading.Thread]) -> str:

@@ -20,6 +20,7 @@ from dotmac_tasks.events import (
     StorageCall,
 )
 from dotmac_tasks.testing import EventRecorder, FakeClock
+from support.concurrency import find_threads
 
 # Generous: it bounds a hang, it never decides a result.
 PATIENCE = 30.0
@@ -77,10 +78,6 @@ def gate() -> Iterator[Gate]:
     made = Gate()
     yield made
     made.go.set()
-
-
-def event_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +171,7 @@ def test_dispatcher_hands_every_event_to_every_hook_in_order(clock: FakeClock) -
     sent = [numbered(number) for number in range(100)]
     for event in sent:
         dispatcher.emit(event)
-    assert dispatcher._thread in event_threads()
+    assert dispatcher._thread in find_threads(THREAD)
     assert dispatcher._thread is not None
     assert dispatcher._thread.daemon
     assert dispatcher.flush(PATIENCE)

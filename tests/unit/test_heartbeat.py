@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
 
 import pytest
 
@@ -13,6 +12,7 @@ from dotmac_tasks.errors import CorruptRecordError, StorageUnavailableError
 from dotmac_tasks.heartbeat import THREAD_NAME, Heartbeat, Held, HeldClaim
 from dotmac_tasks.models import ClaimRequest, Lease, LeaseKind, WriteOutcome
 from dotmac_tasks.testing import FakeClock
+from support.concurrency import find_threads, wait_until
 from support.faulty import FaultyStorage
 
 LEASE = 30.0
@@ -86,18 +86,6 @@ class Bench:
 @pytest.fixture
 def bench(clock: FakeClock) -> Bench:
     return Bench(clock)
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
-    done = threading.Event()
-    deadline = SystemClock().monotonic() + timeout
-    while not condition():
-        assert SystemClock().monotonic() < deadline, "it never happened"
-        done.wait(0.005)
-
-
-def heartbeat_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
 def test_held_claim_outlives_its_lease(bench: Bench) -> None:
@@ -460,9 +448,9 @@ def test_thread_starts_with_the_first_lease_and_renews() -> None:
     storage = FaultyStorage()
     renewed = threading.Event()
     storage.before = lambda verb: renewed.set() if verb == "renew_leases" else None
-    before = len(heartbeat_threads())
+    before = len(find_threads(THREAD_NAME))
     heartbeat = Heartbeat(storage)
-    assert len(heartbeat_threads()) == before
+    assert len(find_threads(THREAD_NAME)) == before
     heartbeat.hold(real(0.03, storage))
     thread = heartbeat._thread
     assert thread is not None

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from dotmac_tasks.clock import SystemClock
+from dotmac_tasks.cleanup import CLEANUP_THREAD_NAME
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import (
     ConfigurationError,
@@ -20,11 +19,11 @@ from dotmac_tasks.errors import (
     SerializationError,
 )
 from dotmac_tasks.events import OperationCompleted, StorageCall
-from dotmac_tasks.manager import CLEANUP_THREAD_NAME, BackgroundOperationsManager
+from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import ClaimRequest, OperationStatus
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.testing import EventRecorder, FakeClock
-from support.concurrency import Counter, run_together
+from support.concurrency import Counter, find_threads, wait_until
 from support.faulty import FaultyStorage
 
 
@@ -32,18 +31,6 @@ from support.faulty import FaultyStorage
 def manager(clock: FakeClock) -> Iterator[BackgroundOperationsManager]:
     with BackgroundOperationsManager(clock=clock, enable_background_cleanup=False) as manager:
         yield manager
-
-
-def wait_until(condition: Callable[[], bool], timeout: float = 30.0) -> None:
-    pause = threading.Event()
-    deadline = SystemClock().monotonic() + timeout
-    while not condition():
-        assert SystemClock().monotonic() < deadline, "it never happened"
-        pause.wait(0.005)
-
-
-def cleanup_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == CLEANUP_THREAD_NAME]
 
 
 # Construction and life
@@ -111,79 +98,6 @@ def test_manager_from_the_environment() -> None:
     assert manager.config == TasksConfig(lease=7)
 
 
-def test_cleanup_thread_runs_between_start_and_stop() -> None:
-    """The thread is there after `start`, once, and gone after `stop`."""
-    manager = BackgroundOperationsManager()
-    assert cleanup_threads() == []
-    assert manager.start() is manager
-    manager.start()
-    assert [thread.daemon for thread in cleanup_threads()] == [True]
-    manager.stop()
-    assert cleanup_threads() == []
-    manager.stop()
-
-
-def test_cleanup_thread_is_off_where_it_is_disabled() -> None:
-    """Without background cleanup no thread starts."""
-    with BackgroundOperationsManager(enable_background_cleanup=False):
-        assert cleanup_threads() == []
-
-
-def test_cleanup_thread_starts_with_the_first_claim() -> None:
-    """Nobody needs to call `start`: the first use does."""
-    manager = BackgroundOperationsManager()
-    manager.idempotent("work")(lambda: 1)()
-    wait_until(lambda: len(cleanup_threads()) == 1)
-    manager.stop()
-
-
-def test_cleanup_thread_removes_what_expired(caplog: pytest.LogCaptureFixture) -> None:
-    """The thread cleans up again and again, whatever a cleanup runs into."""
-    caplog.set_level("INFO")
-    storage = FaultyStorage()
-    storage.refuse("purge_expired")
-    storage.refuse("purge_expired", error=ZeroDivisionError())
-    with BackgroundOperationsManager(storage, cleanup_interval=0.01):
-        wait_until(lambda: storage.calls.count("purge_expired") >= 4)
-    assert caplog.text.count("tried again later") == 2
-    assert "Expired records were removed" in caplog.text
-
-
-def test_cleanup_thread_ends_with_its_manager() -> None:
-    """A manager that nobody stops takes its thread along when it is gone."""
-    manager = BackgroundOperationsManager(cleanup_interval=0.01).start()
-    del manager
-    wait_until(lambda: cleanup_threads() == [])
-
-
-def test_signal_handler_may_stop_a_manager_that_is_starting() -> None:
-    """A handler that interrupts the start of the cleanup thread does not wait for itself."""
-    manager = BackgroundOperationsManager().start()
-
-    def interrupt() -> None:
-        with manager._cleanup._lock:
-            manager.stop()
-
-    assert run_together(1, interrupt) == [None]
-    assert cleanup_threads() == []
-
-
-def test_cleanup_thread_that_cannot_start_does_not_hurt(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Where no thread can be started, a warning is all."""
-
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    manager = BackgroundOperationsManager()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        manager.start()
-    assert "cannot be started" in caplog.text
-    assert cleanup_threads() == []
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_manager_works_in_the_child_of_a_fork() -> None:
@@ -196,7 +110,7 @@ def test_manager_works_in_the_child_of_a_fork() -> None:
         status = 1
         try:
             ok = protected(2) == 2 and protected(1) == 1
-            wait_until(lambda: len(cleanup_threads()) == 1)
+            wait_until(lambda: len(find_threads(CLEANUP_THREAD_NAME)) == 1)
             status = 0 if ok else 2
         finally:
             os._exit(status)

@@ -9,8 +9,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from dotmac_tasks.cleanup import CleanupReport, clean_up
 from dotmac_tasks.errors import StorageError
-from dotmac_tasks.health import CleanupReport, clean_up
 from dotmac_tasks_django.conf import get_manager
 
 __all__ = ["Command"]
