@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, cast
 
 from dotmac_tasks.claims import Claim, IdempotencyGuard, raise_for_reply
+from dotmac_tasks.config import TasksConfig, to_seconds
 from dotmac_tasks.errors import (
     ClaimLostError,
     ConfigurationError,
@@ -23,7 +24,7 @@ from dotmac_tasks.errors import (
 )
 from dotmac_tasks.keys import generate_idempotency_key, new_token, validate_stored_key
 from dotmac_tasks.models import AbandonedPolicy, ClaimRequest
-from dotmac_tasks.reconciliation import Reconcile, Reconciler
+from dotmac_tasks.reconciliation import Reconcile, Reconciler, find_reconcile
 from dotmac_tasks.serialization import (
     ErrorOutcome,
     JsonOutcome,
@@ -40,6 +41,7 @@ __all__ = [
     "OperationSettings",
     "decorate_function",
     "fingerprint_of",
+    "resolve_settings",
 ]
 
 P = ParamSpec("P")
@@ -96,6 +98,53 @@ class OperationSettings(NamedTuple):
             self.lease,
             self.on_abandoned,
         )
+
+
+def resolve_settings(
+    config: TasksConfig,
+    operation_type: str,
+    *,
+    ttl: float | None = None,
+    wait: float | None = None,
+    lease: float | None = None,
+    on_abandoned: AbandonedPolicy | None = None,
+    reconcile: Reconcile | None = None,
+) -> OperationSettings:
+    """
+    Lay what one function or block sets over the settings.
+
+    Raises:
+        ConfigurationError: A setting cannot work.
+        TypeError: The operation type is missing or no text.
+    """
+    if callable(operation_type):
+        raise TypeError(
+            'The operation type is missing: write @manager.idempotent("charge") with a name '
+            "of the work that stays when the function is renamed."
+        )
+    if not isinstance(operation_type, str):
+        raise TypeError(f"The operation type must be text, not a {type(operation_type).__name__}.")
+    retention = config.default_idempotency_ttl if ttl is None else to_seconds("ttl", ttl)
+    # A retention that was chosen shorter than the default lease shortens the lease with it.
+    seconds = min(config.lease, retention) if lease is None else to_seconds("lease", lease)
+    if seconds > retention:
+        raise ConfigurationError(
+            "lease", f"must be no longer than the retention ({retention:g} s).", value=lease
+        )
+    policy = config.on_abandoned if on_abandoned is None else on_abandoned
+    if policy not in ("rerun", "refuse"):
+        raise ConfigurationError("on_abandoned", 'must be "rerun" or "refuse".', value=on_abandoned)
+    patience = 0.0 if wait is None else to_seconds("wait", wait, zero_allowed=True)
+    if reconcile is not None and not callable(reconcile):
+        raise ConfigurationError("reconcile", "must be a callable.", value=reconcile)
+    return OperationSettings(
+        operation_type,
+        retention,
+        seconds,
+        patience,
+        policy,
+        find_reconcile(config, reconcile),
+    )
 
 
 class IdempotentOperation:

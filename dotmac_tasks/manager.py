@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from dotmac_tasks.claims import IdempotencyGuard
 from dotmac_tasks.cleanup import CleanupReport, CleanupThread, clean_up
 from dotmac_tasks.clock import SystemClock
-from dotmac_tasks.config import TasksConfig, to_seconds
+from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import ConfigurationError, KeyReusedError
 from dotmac_tasks.events import EventDispatcher, MetricsHooks
 from dotmac_tasks.health import HealthReport, ManagerStats, collect_stats, report_health
@@ -20,9 +20,9 @@ from dotmac_tasks.http import HttpIdempotency
 from dotmac_tasks.idempotency import (
     FunctionKey,
     IdempotentOperation,
-    OperationSettings,
     decorate_function,
     fingerprint_of,
+    resolve_settings,
 )
 from dotmac_tasks.keys import generate_idempotency_key, validate_stored_key
 from dotmac_tasks.locks import DistributedLock
@@ -37,7 +37,7 @@ from dotmac_tasks.models import (
 )
 from dotmac_tasks.operations import BackgroundOperations, show_key
 from dotmac_tasks.operators import KeyDecisions, find_stored_key
-from dotmac_tasks.reconciliation import Reconcile, find_reconcile
+from dotmac_tasks.reconciliation import Reconcile
 from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.storage.memory import MemoryStorage
 from dotmac_tasks.storage.observed import ObservedStorage
@@ -225,7 +225,8 @@ class BackgroundOperationsManager:
         """
         if key is None:
             key = generate_idempotency_key(tenant_id, user_id, operation_type, parameters or {})
-        request = self._settings(operation_type, ttl).to_request(key, tenant_id, user_id, "")
+        settings = resolve_settings(self.config, operation_type, ttl=ttl)
+        request = settings.to_request(key, tenant_id, user_id, "")
         record = self.storage.ensure_operation(request)
         another_user = user_id and record.user_id and record.user_id != user_id
         if record.tenant_id != tenant_id or another_user:
@@ -482,7 +483,15 @@ class BackgroundOperationsManager:
             TypeError: The operation type is missing or no text, or a coroutine function
                 or generator is decorated.
         """
-        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned, reconcile)
+        settings = resolve_settings(
+            self.config,
+            operation_type,
+            ttl=ttl,
+            wait=wait,
+            lease=lease,
+            on_abandoned=on_abandoned,
+            reconcile=reconcile,
+        )
         how = FunctionKey(tenant_id, user_id, key)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -518,7 +527,15 @@ class BackgroundOperationsManager:
             InvalidKeyError: The key cannot be stored.
             SerializationError: A parameter has no canonical form.
         """
-        settings = self._settings(operation_type, ttl, wait, lease, on_abandoned, reconcile)
+        settings = resolve_settings(
+            self.config,
+            operation_type,
+            ttl=ttl,
+            wait=wait,
+            lease=lease,
+            on_abandoned=on_abandoned,
+            reconcile=reconcile,
+        )
         if key is not None:
             fingerprint = fingerprint_of(operation_type, parameters, user_id)
         elif parameters is not None:
@@ -528,49 +545,6 @@ class BackgroundOperationsManager:
             raise ConfigurationError("key", "is missing. Pass parameters or a key.")
         request = settings.to_request(key, tenant_id, user_id, fingerprint)
         return IdempotentOperation(self.guard, request, settings, parameters)
-
-    def _settings(
-        self,
-        operation_type: str,
-        ttl: float | None,
-        wait: float | None = None,
-        lease: float | None = None,
-        on_abandoned: AbandonedPolicy | None = None,
-        reconcile: Reconcile | None = None,
-    ) -> OperationSettings:
-        if callable(operation_type):
-            raise TypeError(
-                'The operation type is missing: write @manager.idempotent("charge") with a name '
-                "of the work that stays when the function is renamed."
-            )
-        if not isinstance(operation_type, str):
-            raise TypeError(
-                f"The operation type must be text, not a {type(operation_type).__name__}."
-            )
-        config = self.config
-        retention = config.default_idempotency_ttl if ttl is None else to_seconds("ttl", ttl)
-        # A retention that was chosen shorter than the default lease shortens the lease with it.
-        seconds = min(config.lease, retention) if lease is None else to_seconds("lease", lease)
-        if seconds > retention:
-            raise ConfigurationError(
-                "lease", f"must be no longer than the retention ({retention:g} s).", value=lease
-            )
-        policy = config.on_abandoned if on_abandoned is None else on_abandoned
-        if policy not in ("rerun", "refuse"):
-            raise ConfigurationError(
-                "on_abandoned", 'must be "rerun" or "refuse".', value=on_abandoned
-            )
-        patience = 0.0 if wait is None else to_seconds("wait", wait, zero_allowed=True)
-        if reconcile is not None and not callable(reconcile):
-            raise ConfigurationError("reconcile", "must be a callable.", value=reconcile)
-        return OperationSettings(
-            operation_type,
-            retention,
-            seconds,
-            patience,
-            policy,
-            find_reconcile(config, reconcile),
-        )
 
     # Background operations
 
