@@ -24,6 +24,7 @@ from dotmac_tasks.http import (
     ViewOptions,
     principal_scope,
 )
+from dotmac_tasks.http.requests import environ_name, join_credentials
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.serialization import TOO_LARGE
 from dotmac_tasks.spool import Spool
@@ -97,8 +98,8 @@ class BackgroundOperationsMiddleware:
         self._options = None if fingerprint is None else ViewOptions(fingerprint=fingerprint)
         self._tenant = config.resolve_callable("tenant") or _default_tenant
         self._principal = config.resolve_callable("principal") or _remote_user
-        self._key_name = _environ_name(config.idempotency_header)
-        self._credential_names = [_environ_name(name) for name in config.credential_headers]
+        self._key_name = environ_name(config.idempotency_header)
+        self._credential_names = [environ_name(name) for name in config.credential_headers]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """
@@ -136,18 +137,12 @@ class BackgroundOperationsMiddleware:
         Return the tenant and the principal of a request.
         """
         tenant = self._tenant(environ)
-        credentials = "\n".join(
-            [f"{name}={environ[name]}" for name in self._credential_names if environ.get(name)]
-        )
+        credentials = join_credentials(environ, self._credential_names)
         return (
             # By comparison: a tenant whose id is 0 is a tenant.
             "default" if tenant is None or tenant == "" else str(tenant),
             principal_scope(self._principal(environ), credentials),
         )
-
-
-def _environ_name(header: str) -> str:
-    return "HTTP_" + header.upper().replace("-", "_")
 
 
 def _default_tenant(environ: WSGIEnvironment) -> str | None:

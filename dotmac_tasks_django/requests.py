@@ -13,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest
 from django.utils.functional import SimpleLazyObject, empty
 
-from dotmac_tasks.http import principal_scope
+from dotmac_tasks.http.requests import environ_name, join_credentials, principal_scope
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks_django.bodies import (
     ensure_whole_body,
@@ -41,9 +41,9 @@ class Adapter:
         config = manager.config
         self.manager = manager
         self.http = manager.http
-        self.key_name = _meta_name(config.idempotency_header)
+        self.key_name = environ_name(config.idempotency_header)
         self.requires_key = config.require_key
-        self.credential_names = tuple(_meta_name(name) for name in config.credential_headers)
+        self.credential_names = tuple(environ_name(name) for name in config.credential_headers)
         self.tenant = config.resolve_callable("tenant")
         self.principal = config.resolve_callable("principal") or find_user_id
 
@@ -65,10 +65,6 @@ def current_adapter() -> Adapter:
         # No lock: two threads can only put equal adapters here.
         adapter = _adapter = Adapter(manager)
     return adapter
-
-
-def _meta_name(header: str) -> str:
-    return "HTTP_" + header.upper().replace("-", "_")
 
 
 class DjangoRequest:
@@ -119,14 +115,16 @@ class DjangoRequest:
         """
         Return the tenant and the principal.
         """
-        adapter, meta = self._adapter, self._request.META
+        adapter = self._adapter
         if adapter.tenant is None:
             tenant = find_tenant_id(self._request, self._view_kwargs)
         else:
             tenant = _to_id(adapter.tenant(self._request), "TENANT")
         user = _to_id(adapter.principal(self._request), "PRINCIPAL")
         # Credentials count only where nobody resolved them.
-        credentials = None if user else _join_credentials(adapter, meta)
+        credentials = (
+            None if user else join_credentials(self._request.META, adapter.credential_names)
+        )
         return tenant or "default", principal_scope(user, credentials)
 
     def read_body(self) -> None:
@@ -142,10 +140,6 @@ class DjangoRequest:
         if selector is not None:
             return selected_body_digest(self._request, selector)
         return request_body_digest(self._request)
-
-
-def _join_credentials(adapter: Adapter, meta: dict[str, Any]) -> str:
-    return "\n".join(f"{name}={meta[name]}" for name in adapter.credential_names if meta.get(name))
 
 
 def find_tenant_id(request: HttpRequest, view_kwargs: dict[str, Any]) -> str | None:

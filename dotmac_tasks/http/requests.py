@@ -5,7 +5,7 @@ What an adapter tells of a request, and for whom its key counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "HttpRequest",
     "IncompleteBodyError",
     "UnknownLengthError",
+    "environ_name",
+    "join_credentials",
     "principal_scope",
 ]
 
@@ -112,6 +114,20 @@ class UnknownLengthError(Exception):
 
     Immutable. Taken for empty, it would be the same as any other body.
     """
+
+
+def environ_name(header: str) -> str:
+    """
+    Return the name of a header in the environment of a request (CGI, WSGI, Django).
+    """
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+def join_credentials(environ: Mapping[str, Any], names: Iterable[str]) -> str:
+    """
+    Return the credentials that a request has under these names of its environment.
+    """
+    return "\n".join([f"{name}={environ[name]}" for name in names if environ.get(name)])
 
 
 def principal_scope(user: object, credentials: str | None) -> str:
