@@ -28,6 +28,7 @@ from dotmac_tasks.models import (
     BackgroundOperation,
     BackgroundRecord,
     IdempotencyKey,
+    KeySummary,
     OperationPage,
     OperationStatus,
     StoredOperation,
@@ -44,7 +45,7 @@ from dotmac_tasks.storage.base import Storage
 from dotmac_tasks.transitions import ensure_transition, is_final
 from dotmac_tasks.typing import Parameters
 
-__all__ = ["BackgroundOperations", "show_key", "to_instant"]
+__all__ = ["BackgroundOperations", "show_key", "summarise_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -309,9 +310,9 @@ class BackgroundOperations:
             user_id=facts.user_id,
             operation_type=facts.operation_type,
             status=record.status,
-            created_at=to_instant(record.created_ms),
-            updated_at=to_instant(record.updated_ms),
-            expires_at=None if record.expires_ms is None else to_instant(record.expires_ms),
+            created_at=_to_instant(record.created_ms),
+            updated_at=_to_instant(record.updated_ms),
+            expires_at=None if record.expires_ms is None else _to_instant(record.expires_ms),
             idempotency_key=facts.idempotency_key,
             parameters=facts.parameters,
             result=facts.result,
@@ -336,21 +337,31 @@ def show_key(record: StoredOperation, backend: str) -> IdempotencyKey:
         except ValueError as damage:
             raise CorruptRecordError(backend, record.key, str(damage)) from damage
         facts = _show_outcome(outcome)
-    return IdempotencyKey(
-        key=record.key,
-        tenant_id=record.tenant_id,
-        user_id=record.user_id or None,
-        operation_type=record.operation_type,
-        status=record.status,
-        created_at=to_instant(record.created_ms),
-        expires_at=None if record.expires_ms is None else to_instant(record.expires_ms),
-        fencing_token=record.fencing_token,
-        lease_until=to_instant(record.lease_ms) if record.lease_ms else None,
-        deferred=record.deferred,
-        abandoned=record.abandoned,
-        outcome_size=record.payload_size,
-        **facts,
-    )
+    return IdempotencyKey(**_show_facts(record), **facts)
+
+
+def summarise_key(record: StoredOperation) -> KeySummary:
+    """
+    Turn a stored idempotency record into what a listing shows of it.
+    """
+    return KeySummary(**_show_facts(record))
+
+
+def _show_facts(record: StoredOperation) -> dict[str, Any]:
+    return {
+        "key": record.key,
+        "tenant_id": record.tenant_id,
+        "user_id": record.user_id or None,
+        "operation_type": record.operation_type,
+        "status": record.status,
+        "created_at": _to_instant(record.created_ms),
+        "expires_at": None if record.expires_ms is None else _to_instant(record.expires_ms),
+        "fencing_token": record.fencing_token,
+        "lease_until": _to_instant(record.lease_ms) if record.lease_ms else None,
+        "deferred": record.deferred,
+        "abandoned": record.abandoned,
+        "outcome_size": record.payload_size,
+    }
 
 
 def _show_outcome(outcome: Outcome) -> dict[str, Any]:
@@ -380,8 +391,5 @@ def _record_fields(record: BackgroundRecord) -> dict[str, str]:
     return {"tenant_id": record.tenant_id, "key_hash": key_hash(record.operation_id)}
 
 
-def to_instant(milliseconds: int) -> datetime:
-    """
-    Turn milliseconds of the storage's clock into an instant.
-    """
+def _to_instant(milliseconds: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=milliseconds)

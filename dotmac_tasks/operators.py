@@ -22,12 +22,11 @@ from dotmac_tasks.http import principal_scope
 from dotmac_tasks.keys import http_storage_key, key_hash, parse_key_header, validate_stored_key
 from dotmac_tasks.models import (
     KeyPage,
-    KeySummary,
     OperationStatus,
     SettleOutcome,
     StoredOperation,
 )
-from dotmac_tasks.operations import to_instant
+from dotmac_tasks.operations import summarise_key
 from dotmac_tasks.serialization import bound_payload, encode_error, encode_result
 from dotmac_tasks.storage.base import Storage
 
@@ -110,7 +109,9 @@ class KeyDecisions:
         page = self._storage.list_operations(
             tenant_id=tenant_id, status=status, limit=limit, cursor=cursor
         )
-        keys = [_summarise(record) for record in page.records if record.abandoned or not abandoned]
+        keys = [
+            summarise_key(record) for record in page.records if record.abandoned or not abandoned
+        ]
         return KeyPage(keys, page.unreadable, page.cursor)
 
     def settle(
@@ -251,20 +252,3 @@ def _describe(key: str, record: StoredOperation | None) -> dict[str, str]:
     if record is not None:
         return log_fields(record)
     return {"tenant_id": "", "operation_type": "", "key_hash": key_hash(key)}
-
-
-def _summarise(record: StoredOperation) -> KeySummary:
-    return KeySummary(
-        key=record.key,
-        tenant_id=record.tenant_id,
-        user_id=record.user_id or None,
-        operation_type=record.operation_type,
-        status=record.status,
-        created_at=to_instant(record.created_ms),
-        expires_at=None if record.expires_ms is None else to_instant(record.expires_ms),
-        fencing_token=record.fencing_token,
-        lease_until=to_instant(record.lease_ms) if record.lease_ms else None,
-        deferred=record.deferred,
-        abandoned=record.abandoned,
-        outcome_size=record.payload_size,
-    )
