@@ -102,6 +102,13 @@ def run_program(folder: Path, *path: Path, source: str, legacy: str = "", catch:
     return run(sys.executable, "-S", program, cwd=folder, environ=environ).stdout
 
 
+def run_both(site: Site, folder: Path, *, source: str, legacy: str = "") -> str:
+    """
+    Run a program that finds both distributions, and has its warnings in `caught`.
+    """
+    return run_program(folder, site.shims, site.main, source=source, legacy=legacy, catch=CATCH)
+
+
 def line_of(folder: Path, text: str) -> int:
     lines = (folder / "program.py").read_text(encoding="utf-8").splitlines()
     (number,) = (number for number, line in enumerate(lines, 1) if text in line)
@@ -148,11 +155,9 @@ def test_shims_install_with_what_they_need(archives: Archives, tmp_path: Path) -
 
 def test_importing_does_nothing(site: Site, tmp_path: Path) -> None:
     """Importing both modules warns of nothing and does not import dotmac_tasks."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source=f"""
         import dotmac.tasks
         import {LEGACY} as legacy
@@ -167,11 +172,9 @@ def test_importing_does_nothing(site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_use_warns_at_the_line_of_the_caller(site: Site, tmp_path: Path, name: str) -> None:
     """An import of the name and a use of it warn once each, with file, line and new import."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source=f"""
         import dotmac_tasks
         import {LEGACY} as legacy
@@ -193,11 +196,9 @@ def test_use_warns_at_the_line_of_the_caller(site: Site, tmp_path: Path, name: s
 
 def test_use_in_a_function_is_shown_to_the_caller_of_the_module(site: Site, tmp_path: Path) -> None:
     """Wherever the name is used, it is that line which is named, and every use is."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source=f"""
         def use():
             from {LEGACY} import MemoryStorage, OperationStatus  # here
@@ -212,11 +213,9 @@ def test_use_in_a_function_is_shown_to_the_caller_of_the_module(site: Site, tmp_
 
 def test_star_import_gives_all_names(site: Site, tmp_path: Path) -> None:
     """A star import takes the thirteen names, and warns of each."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source=f"""
         import dotmac_tasks
         from {LEGACY} import *
@@ -265,9 +264,7 @@ def test_second_phase_refuses_a_use(site: Site, tmp_path: Path, use: str) -> Non
             print(error)
         print(caught, "dotmac_tasks" in sys.modules)
         """
-    printed = run_program(
-        tmp_path, site.shims, site.main, catch=CATCH, source=source, legacy="error"
-    )
+    printed = run_both(site, tmp_path, source=source, legacy="error")
     told, rest = printed.splitlines()
     assert told.startswith(message_of("SagaStep"))
     assert "DOTMAC_TASKS_LEGACY" in told
@@ -276,11 +273,9 @@ def test_second_phase_refuses_a_use(site: Site, tmp_path: Path, use: str) -> Non
 
 def test_second_phase_leaves_the_silent_name_alone(site: Site, tmp_path: Path) -> None:
     """DOTMAC_TASKS_LEGACY=error says nothing about dotmac.tasks, nor does the manager mind it."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         legacy="error",
         source="""
         from dotmac.tasks import BackgroundOperationsManager
@@ -342,11 +337,9 @@ def test_unknown_name_is_missed_as_anywhere_else(
     site: Site, tmp_path: Path, module: str, name: str
 ) -> None:
     """A name that neither package has is an AttributeError, and an ImportError where imported."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source=f"""
         import {module} as module
 
@@ -382,11 +375,9 @@ def test_legacy_path_has_its_thirteen_names_only(site: Site, tmp_path: Path) -> 
 
 def test_silent_name_has_every_public_name(site: Site, tmp_path: Path) -> None:
     """dotmac.tasks has whatever dotmac_tasks exports, the same objects, without a warning."""
-    printed = run_program(
+    printed = run_both(
+        site,
         tmp_path,
-        site.shims,
-        site.main,
-        catch=CATCH,
         source="""
         import dotmac.tasks
         import dotmac_tasks

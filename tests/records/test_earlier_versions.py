@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import configparser
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dotmac_tasks.models import (
 )
 from dotmac_tasks.serialization import decode_payload, encode_result
 from dotmac_tasks.storage import Storage
-from support.backends import BACKENDS, RedisBackend, make_request, open_backend
+from support.backends import RedisBackend, make_request
 from support.concurrency import Counter, run_together
 from support.http_clients import Call, Reply, open_wsgi
 from support.record_samples import (
@@ -50,16 +49,6 @@ def get_version() -> str:
     parser = configparser.ConfigParser()
     parser.read(HERE.parents[1] / "setup.cfg")
     return parser["metadata"]["version"]
-
-
-@pytest.fixture(params=[row for row in BACKENDS if row.id != "memory"])
-def backend(request: pytest.FixtureRequest) -> Iterator[RedisBackend]:
-    """
-    A Redis, real or not, that is empty.
-    """
-    with open_backend(request.param, request) as opened:
-        assert isinstance(opened, RedisBackend)
-        yield opened
 
 
 @pytest.fixture(params=VERSIONS)

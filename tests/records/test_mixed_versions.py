@@ -21,7 +21,7 @@ from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import ClaimOutcome, WriteOutcome
 from dotmac_tasks.serialization import encode_result
 from dotmac_tasks.storage import RedisStorage
-from support.backends import BACKENDS, RedisBackend, make_request, open_backend
+from support.backends import RedisBackend, make_request
 from support.concurrency import Counter, run_together
 from support.http_clients import Call, HttpClient, Reply, Response, open_wsgi
 from support.newer import NewerPayloads, NewerRecords
@@ -40,16 +40,6 @@ class Workers(NamedTuple):
     new: HttpClient
     runs: dict[str, Counter]
     held: dict[str, HttpClient]
-
-
-@pytest.fixture(params=[row for row in BACKENDS if row.id != "memory"])
-def backend(request: pytest.FixtureRequest) -> Iterator[RedisBackend]:
-    """
-    A Redis, real or not, that is empty.
-    """
-    with open_backend(request.param, request) as opened:
-        assert isinstance(opened, RedisBackend)
-        yield opened
 
 
 @pytest.fixture(params=KINDS)
