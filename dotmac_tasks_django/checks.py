@@ -16,7 +16,7 @@ from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import ConfigurationError
 from dotmac_tasks.http import ViewOptions, check_options
 from dotmac_tasks.storage.registry import storage_from_setting
-from dotmac_tasks_django.conf import get_setting, load_config
+from dotmac_tasks_django.conf import MIDDLEWARE, get_setting, load_config
 from dotmac_tasks_django.protection import find_inner_view, find_options
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "register_checks",
 ]
 
-_OURS: Final = "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"
 _AUTHENTICATION: Final = "django.contrib.auth.middleware.AuthenticationMiddleware"
 _LOGIN_REQUIRED: Final = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 _CSRF: Final = "django.middleware.csrf.CsrfViewMiddleware"
@@ -84,7 +83,7 @@ CHECKS: Final[dict[str, CheckText]] = {
     "W002": CheckText(
         Warning,
         "BackgroundOperationsMiddleware is not installed.",
-        f"Add {_OURS!r} to MIDDLEWARE. Without it only decorated views are protected.",
+        f"Add {MIDDLEWARE!r} to MIDDLEWARE. Without it only decorated views are protected.",
     ),
     "W003": CheckText(
         Warning,
@@ -219,11 +218,11 @@ def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     Check where the middleware stands.
     """
     installed: Sequence[str] = get_setting("MIDDLEWARE")
-    times = installed.count(_OURS)
+    times = installed.count(MIDDLEWARE)
     if not times:
         return [_say("W002")]
     messages = [_say("E003", times)] if times > 1 else []
-    place = installed.index(_OURS)
+    place = installed.index(MIDDLEWARE)
     inside = installed[place + 1 :]
     messages += [_say("W003", path.rpartition(".")[2]) for path in _BEHIND if path in inside]
     if _GZIP in inside:

@@ -23,6 +23,7 @@ from dotmac_tasks.fork import reset_after_fork
 from dotmac_tasks.manager import BackgroundOperationsManager
 
 __all__ = [
+    "MIDDLEWARE",
     "SETTING",
     "DjangoTasksConfig",
     "get_manager",
@@ -33,6 +34,11 @@ __all__ = [
 ]
 
 _Factory: TypeAlias = Callable[[TasksConfig], BackgroundOperationsManager]
+
+MIDDLEWARE = "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"
+"""
+The entry of Django's `MIDDLEWARE` that is ours.
+"""
 
 SETTING = "DOTMAC_TASKS"
 """

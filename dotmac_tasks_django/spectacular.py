@@ -18,13 +18,12 @@ from drf_spectacular.settings import spectacular_settings
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.http import PROBLEM_PREFIX, ViewOptions
 from dotmac_tasks.keys import MAX_KEY_LENGTH
-from dotmac_tasks_django.conf import get_setting
+from dotmac_tasks_django.conf import MIDDLEWARE, get_setting
 from dotmac_tasks_django.protection import Exempt, find_options
 from dotmac_tasks_django.requests import current_adapter
 
 __all__ = ["add_idempotency"]
 
-_OURS: Final = "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"
 _PROBLEM: Final = "IdempotencyProblem"
 _IN_PROGRESS: Final = "IdempotencyInProgress"
 
@@ -84,7 +83,7 @@ def add_idempotency(
     A hook of drf-spectacular, to stand before or behind others.
     """
     config = current_adapter().manager.config
-    is_installed = _OURS in get_setting("MIDDLEWARE")
+    is_installed = MIDDLEWARE in get_setting("MIDDLEWARE")
     for endpoint, operation in _find_operations(result, generator, request):
         options = find_options(endpoint.callback, endpoint.method)
         is_protected = options is not None or is_installed

@@ -9,12 +9,24 @@ from typing import Any, NamedTuple, TypeAlias
 
 __all__ = [
     "PROBLEM_PREFIX",
+    "REPLAYED",
     "STILL_RUNNING",
+    "UNPROTECTED",
     "Answer",
     "Headers",
     "json_answer",
     "problem_answer",
 ]
+
+REPLAYED = ("Idempotent-Replayed", "true")
+"""
+Header of an answer that was recorded before.
+"""
+
+UNPROTECTED = ("X-Idempotency-Status", "unprotected")
+"""
+Header of an answer whose retry would run the work again.
+"""
 
 PROBLEM_PREFIX = "urn:dotmac-tasks:problem:"
 """

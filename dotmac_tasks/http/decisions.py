@@ -21,6 +21,7 @@ from dotmac_tasks.errors import (
 from dotmac_tasks.events import EventDispatcher, log_fields
 from dotmac_tasks.fingerprint import request_fingerprint
 from dotmac_tasks.http.answers import (
+    REPLAYED,
     STILL_RUNNING,
     Answer,
     Headers,
@@ -133,7 +134,7 @@ class HttpIdempotency:
         self._secret = config.key_secret
         self._limit = config.max_keys_per_caller
         self._context = RunContext(ResponseKeeper(config), events, self._key_name)
-        self._replay_marks = ((config.cache_hit_header, "true"), ("Idempotent-Replayed", "true"))
+        self._replay_marks = ((config.cache_hit_header, "true"), REPLAYED)
 
     def covers(self, method: str, path: str) -> bool:
         """

@@ -12,7 +12,7 @@ from dotmac_tasks.claims import Claim
 from dotmac_tasks.config import to_seconds
 from dotmac_tasks.errors import ClaimLostError, IdempotencyError, StorageError
 from dotmac_tasks.events import EventDispatcher, StorageUnprotected, log_fields
-from dotmac_tasks.http.answers import Headers
+from dotmac_tasks.http.answers import UNPROTECTED, Headers
 from dotmac_tasks.http.keeping import ResponseKeeper
 from dotmac_tasks.idempotency import UNSERIALIZABLE
 from dotmac_tasks.models import ClaimRequest
@@ -32,9 +32,6 @@ keeps it for so many seconds. Adapters remove it and pass it to `Run.follow`.
 
 # Answers that say "not now" or "not you": the same request may do better later.
 _RELEASING = frozenset({401, 403, 407, 408, 409, 421, 423, 425, 429})
-
-# What an answer carries whose retry would run the work again.
-_UNPROTECTED = ("X-Idempotency-Status", "unprotected")
 
 # A directive cannot keep a response longer than a setting could: a hundred years.
 _LONGEST_KEPT = 100 * 365 * 86_400
@@ -132,7 +129,7 @@ class Run:
         self.lasting_key = ""
         self.headers: Headers = [(context.key_name, key)]
         if not protected:
-            self.headers.append(_UNPROTECTED)
+            self.headers.append(UNPROTECTED)
 
     @property
     def storage_key(self) -> str:

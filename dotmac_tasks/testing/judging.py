@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from dotmac_tasks.config import TasksConfig
 from dotmac_tasks.errors import IdempotencyError
-from dotmac_tasks.http.answers import PROBLEM_PREFIX, STILL_RUNNING
+from dotmac_tasks.http.answers import PROBLEM_PREFIX, REPLAYED, STILL_RUNNING, UNPROTECTED
 from dotmac_tasks.models import ClaimOutcome
 from dotmac_tasks.reconciliation import Decision
 from dotmac_tasks.testing.report import Attempt, AttemptOutcome
@@ -179,11 +179,11 @@ def _judge_marks(facts: ResponseFacts, key: str | None, evidence: Evidence) -> _
         return _Verdict(AttemptOutcome.REFUSED, problem=problem, advice=advice)
     if key is None:
         return None
-    if facts.headers.get("idempotent-replayed") == "true":
+    if _is_marked(facts, REPLAYED):
         outcome = AttemptOutcome.REPLAYED
     elif facts.document == _RUNNING:
         return _Verdict(AttemptOutcome.REFUSED, problem="still-running")
-    elif facts.headers.get("x-idempotency-status") == "unprotected":
+    elif _is_marked(facts, UNPROTECTED):
         return _Verdict(
             AttemptOutcome.UNPROTECTED,
             reason="the storage was down",
@@ -198,6 +198,11 @@ def _judge_marks(facts: ResponseFacts, key: str | None, evidence: Evidence) -> _
             advice=evidence.where,
         )
     return _Verdict(outcome)
+
+
+def _is_marked(facts: ResponseFacts, mark: tuple[str, str]) -> bool:
+    name, value = mark
+    return facts.headers.get(name.lower()) == value
 
 
 def _judge_unmarked(facts: ResponseFacts, answer: object, evidence: Evidence) -> _Verdict:

@@ -17,13 +17,12 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.testing.harness import TasksHarness as CoreHarness
 from dotmac_tasks.testing.report import SendReport
-from dotmac_tasks_django.conf import get_manager, get_setting, managers_made_by
+from dotmac_tasks_django.conf import MIDDLEWARE, get_manager, get_setting, managers_made_by
 
 __all__ = ["TasksHarness"]
 
 R = TypeVar("R")
 
-_MIDDLEWARE = "dotmac_tasks_django.middleware.BackgroundOperationsMiddleware"
 _IN_A_TRANSACTION = (
     "This test runs inside a transaction, and threads have connections of their own, which "
     "see nothing of it: use a TransactionTestCase, or django_db(transaction=True)."
@@ -122,8 +121,8 @@ class TasksHarness(CoreHarness):
         """
         Say what to check where a request with a key went past the library.
         """
-        if _MIDDLEWARE not in (get_setting("MIDDLEWARE") or ()):
-            return f"Put {_MIDDLEWARE} into MIDDLEWARE, or @idempotent on the view."
+        if MIDDLEWARE not in (get_setting("MIDDLEWARE") or ()):
+            return f"Put {MIDDLEWARE} into MIDDLEWARE, or @idempotent on the view."
         return (
             "The middleware is in MIDDLEWARE, so see whether the view is @idempotency_exempt, or "
             "whether a middleware before it answers by itself."
