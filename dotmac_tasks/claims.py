@@ -93,11 +93,11 @@ class Claim(HeldClaim):
         "_era",
         "_failed",
         "_guard",
+        "_outage",
         "_payload",
         "_recorded",
         "_refused",
         "_releasing",
-        "_spent",
         "_state",
         "fencing_token",
         "request",
@@ -110,7 +110,7 @@ class Claim(HeldClaim):
         request: ClaimRequest,
         reply: ClaimReply,
         since: float,
-        spent: StorageError | None = None,
+        outage: StorageError | None = None,
     ) -> None:
         heartbeat = guard.heartbeat
         super().__init__(
@@ -127,7 +127,8 @@ class Claim(HeldClaim):
         self._recorded = False
         self._refused = False
         self._releasing = False
-        self._spent = spent
+        # What the caller has waited for once: how this ends is written by the heartbeat.
+        self._outage = outage
         self._payload = b""
         self._failed = False
 
@@ -157,8 +158,8 @@ class Claim(HeldClaim):
             return self._recorded
         self._payload = payload
         self._failed = failed
-        if self._spent is not None:
-            self._recorded = self._hand_over(self._spent)
+        if self._outage is not None:
+            self._recorded = self._hand_over(self._outage)
             return self._recorded
         try:
             outcome = self.write_outcome()
@@ -183,8 +184,8 @@ class Claim(HeldClaim):
         """
         if not self._end():
             return False
-        if self._spent is not None:
-            self._release_later(self._spent)
+        if self._outage is not None:
+            self._release_later(self._outage)
             return False
         try:
             outcome = self._guard.storage.release_operation(self.lease.name, self.lease.owner)
@@ -477,8 +478,8 @@ class IdempotencyGuard:
                 caller waits no second time: how it ends is written by the heartbeat.
         """
         now = self.monotonic()
-        spent = error if now - since >= self.config.storage_timeout / 2 else None
-        return Claim(self, request, ClaimReply(_CLAIMED), now, spent)
+        outage = error if now - since >= self.config.storage_timeout / 2 else None
+        return Claim(self, request, ClaimReply(_CLAIMED), now, outage)
 
     def forget(self, request: ClaimRequest, error: StorageError, since: float) -> None:
         """

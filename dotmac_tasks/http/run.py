@@ -86,9 +86,9 @@ class Run:
         "_claim",
         "_context",
         "_deferred",
-        "_described",
         "_ended",
         "_keep",
+        "_known_request",
         "_result",
         "_retention",
         "_spoiled",
@@ -116,7 +116,7 @@ class Run:
         """
         self._context = context
         self._strict = strict
-        self._described = request
+        self._known_request = request
         self._claim = claim
         self._result: bytes | None = None
         self._keep: bool | None = None
@@ -140,10 +140,10 @@ class Run:
 
     @property
     def _request(self) -> ClaimRequest:
-        described = self._described
-        if not isinstance(described, ClaimRequest):
-            described = self._described = described()
-        return described
+        known = self._known_request
+        if not isinstance(known, ClaimRequest):
+            known = self._known_request = known()
+        return known
 
     @property
     def ended(self) -> bool:
