@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
-from dotmac_tasks.keys import canonical_json
+from dotmac_tasks.canonical import canonical_json
 
 __all__ = [
     "CHUNK",

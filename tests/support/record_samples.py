@@ -16,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
+from dotmac_tasks.canonical import canonical_json
 from dotmac_tasks.fingerprint import (
     FilePart,
     body_digest,
@@ -23,7 +24,7 @@ from dotmac_tasks.fingerprint import (
     request_fingerprint,
     selected_digest,
 )
-from dotmac_tasks.keys import canonical_json, generate_idempotency_key, http_storage_key
+from dotmac_tasks.keys import generate_idempotency_key, http_storage_key
 from dotmac_tasks.manager import BackgroundOperationsManager
 from dotmac_tasks.models import ClaimOutcome, OperationStatus
 from dotmac_tasks.serialization import (
