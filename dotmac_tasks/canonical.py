@@ -13,13 +13,12 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import Enum, Flag
 from math import isfinite
-from typing import Any, NoReturn
+from typing import Any
 from uuid import UUID
 
-from dotmac_tasks.errors import SerializationError
-from dotmac_tasks.serialization import MAX_DEPTH, Path, format_path
+from dotmac_tasks.serialization import MAX_DEPTH, Path, ensure_utf8, unfit
 
-__all__ = ["canonical_json", "ensure_utf8"]
+__all__ = ["canonical_json"]
 
 _encode_text: Callable[[str], str] = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -51,25 +50,6 @@ def canonical_json(value: Any) -> str:
     return _render(value, None, 0)
 
 
-def ensure_utf8(text: str, place: str) -> None:
-    """
-    Check that a text can be written in UTF-8.
-
-    Raises:
-        SerializationError: It holds a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise SerializationError(
-            place, "str", "holds a lone surrogate, which UTF-8 cannot encode. Remove it."
-        ) from None
-
-
-def _refuse(value: object, path: Path, reason: str) -> NoReturn:
-    raise SerializationError(format_path(path), type(value).__name__, reason)
-
-
 def _render(value: Any, path: Path, depth: int) -> str:
     # bool before int, enum before what it mixes in, datetime before date.
     if value is None:
@@ -86,10 +66,10 @@ def _render(value: Any, path: Path, depth: int) -> str:
         return _render_int(value, path)
     if isinstance(value, float):
         if not isfinite(value):
-            _refuse(value, path, "is not finite and equals nothing. Use None or text for it.")
+            raise unfit(value, path, "is not finite and equals nothing. Use None or text for it.")
         return float.__repr__(value + 0.0)  # -0.0 equals 0.0
     if depth >= MAX_DEPTH:
-        _refuse(value, path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself.")
+        raise unfit(value, path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself.")
     if isinstance(value, Mapping):
         return _render_mapping(value, path, depth)
     if isinstance(value, list):
@@ -115,7 +95,7 @@ def _render_scalar(value: Any, path: Path) -> str:
         return _tag("uuid", f'"{value}"')
     if isinstance(value, bytes | bytearray):
         return _tag("bytes", f'"{value.hex()}"')
-    _refuse(value, path, "has no canonical form. Pass the text or number that identifies it.")
+    raise unfit(value, path, "has no canonical form. Pass the text or number that identifies it.")
 
 
 def _tag(name: str, rendered: str) -> str:
@@ -124,7 +104,7 @@ def _tag(name: str, rendered: str) -> str:
 
 def _render_text(text: str, path: Path) -> str:
     if not text.isascii():
-        ensure_utf8(text, format_path(path))
+        ensure_utf8(text, path)
     return _encode_text(text)
 
 
@@ -132,7 +112,7 @@ def _render_int(value: int, path: Path) -> str:
     try:
         return int.__repr__(value)
     except ValueError:  # the interpreter's limit on digits
-        _refuse(value, path, "is too large. Pass it as text.")
+        raise unfit(value, path, "is too large. Pass it as text.") from None
 
 
 def _render_items(items: list[Any] | tuple[Any, ...], path: Path, depth: int) -> str:
@@ -145,7 +125,7 @@ def _render_mapping(mapping: Mapping[Any, Any], path: Path, depth: int) -> str:
     pairs = list(dict.items(mapping) if isinstance(mapping, dict) else mapping.items())
     for key, _ in pairs:
         if not isinstance(key, str) or isinstance(key, Enum):
-            _refuse(key, path, "is a mapping key, and only text can be one. Convert it.")
+            raise unfit(key, path, "is a mapping key, and only text can be one. Convert it.")
     escape = "$" if len(pairs) == 1 and pairs[0][0].startswith("$") else ""
     rendered = [
         f"{_render_text(escape + key, path)}:{_render(item, (path, key), depth + 1)}"
@@ -172,7 +152,7 @@ def _normalise_datetime(value: datetime, path: Path) -> str:
     try:
         return value.astimezone(UTC).isoformat()
     except OverflowError:
-        _refuse(value, path, "lies outside of the years that UTC has here.")
+        raise unfit(value, path, "lies outside of the years that UTC has here.") from None
 
 
 def _render_time(value: time) -> str:
@@ -188,7 +168,7 @@ def _render_time(value: time) -> str:
 def _normalise_decimal(value: Decimal, path: Path) -> str:
     sign, digits, exponent = value.as_tuple()
     if not isinstance(exponent, int):
-        _refuse(value, path, "is not finite and equals nothing. Use None or text for it.")
+        raise unfit(value, path, "is not finite and equals nothing. Use None or text for it.")
     text = "".join(map(str, digits)).lstrip("0")
     stripped = text.rstrip("0")
     if not stripped:

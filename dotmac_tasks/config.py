@@ -436,14 +436,9 @@ def check_setting(name: str, value: object, *, shown: str | None = None) -> obje
         return to_seconds(shown, value, zero_allowed=name == "wait")
     if name in _CHOICES:
         _check_choice(shown, value, _CHOICES[name])
-    else:
-        _check_type(shown, value, bool, "True or False")
+    elif not isinstance(value, bool):
+        raise _wrong(shown, "True or False", value)
     return value
-
-
-def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise _wrong(name, wanted, value)
 
 
 def _match(name: str, value: object, pattern: re.Pattern[str], wanted: str) -> None:

@@ -12,8 +12,9 @@ import re
 from hashlib import sha256
 from typing import Any
 
-from dotmac_tasks.canonical import canonical_json, ensure_utf8
+from dotmac_tasks.canonical import canonical_json
 from dotmac_tasks.errors import InvalidKeyError, SerializationError
+from dotmac_tasks.serialization import ensure_utf8
 
 __all__ = [
     "MAX_ID_LENGTH",

@@ -40,7 +40,8 @@ __all__ = [
     "encode_response",
     "encode_result",
     "encode_tombstone",
-    "format_path",
+    "ensure_utf8",
+    "unfit",
 ]
 
 MAX_DEPTH = 200
@@ -249,10 +250,8 @@ def _decode_response(payload: bytes) -> HttpOutcome:
     return HttpOutcome(int(status), headers, payload[end + 2 :])
 
 
-def format_path(path: Path) -> str:
-    """
-    Write a path as ``$.items[2].price``.
-    """
+def _format_path(path: Path) -> str:
+    # As in ``$.items[2].price``.
     parts: list[str] = []
     while path is not None:
         path, key = path
@@ -265,38 +264,45 @@ def format_path(path: Path) -> str:
     return "$" + "".join(reversed(parts))
 
 
-def _refuse(value: object, path: Path, reason: str) -> NoReturn:
-    raise SerializationError(format_path(path), type(value).__name__, reason)
+def unfit(value: object, path: Path, reason: str) -> SerializationError:
+    """
+    Return the error of a value that has no form.
+    """
+    return SerializationError(_format_path(path), type(value).__name__, reason)
 
 
 def _check(value: Any, path: Path, depth: int) -> None:
     kind = type(value)
     if kind is str:
         if not value.isascii():
-            _check_text(value, path)
+            ensure_utf8(value, path)
     elif kind is bool or value is None:
         pass
     elif kind is int:
         if value.bit_length() > _MAX_INT_BITS:
-            _refuse(value, path, "is too large. Pass it as text.")
+            raise unfit(value, path, "is too large. Pass it as text.")
     elif kind is float:
         if not isfinite(value):
-            _refuse(value, path, "has no JSON form: it is not finite. Use None or text for it.")
+            raise unfit(value, path, "has no JSON form: it is not finite. Use None or text for it.")
     elif kind is dict or kind is list:
         if depth >= MAX_DEPTH:
-            _refuse(value, path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself.")
+            raise unfit(
+                value, path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself."
+            )
         if kind is list:
             for index, item in enumerate(value):
                 _check(item, (path, index), depth + 1)
         else:
             for key, item in value.items():
                 if type(key) is not str:
-                    _refuse(key, path, "is a mapping key; the keys of JSON are text. Convert it.")
+                    raise unfit(
+                        key, path, "is a mapping key; the keys of JSON are text. Convert it."
+                    )
                 if not key.isascii():
-                    _check_text(key, path)
+                    ensure_utf8(key, path)
                 _check(item, (path, key), depth + 1)
     else:
-        _refuse(value, path, _hint(value))
+        raise unfit(value, path, _hint(value))
 
 
 def _hint(value: object) -> str:
@@ -307,8 +313,17 @@ def _hint(value: object) -> str:
     return "has no JSON form. Convert it to text, numbers, lists and dicts first."
 
 
-def _check_text(text: str, path: Path) -> None:
+def ensure_utf8(text: str, place: Path | str) -> None:
+    """
+    Check that a text can be written in UTF-8.
+
+    Raises:
+        SerializationError: It holds a lone surrogate.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        _refuse(text, path, "holds a lone surrogate, which UTF-8 cannot encode. Remove it.")
+        where = place if isinstance(place, str) else _format_path(place)
+        raise SerializationError(
+            where, "str", "holds a lone surrogate, which UTF-8 cannot encode. Remove it."
+        ) from None
