@@ -251,7 +251,7 @@ def _decode_response(payload: bytes) -> HttpOutcome:
 
 
 def _format_path(path: Path) -> str:
-    # As in ``$.items[2].price``.
+    # Such as $.items[2].price.
     parts: list[str] = []
     while path is not None:
         path, key = path
