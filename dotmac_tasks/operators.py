@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _SCOPES = ("user:", "credentials:")
 
 
-def find_stored_key(
+def find_stored_key(  # nosec B107 - an empty secret is none
     tenant_id: str, principal: str | None, client_key: str, secret: str = ""
 ) -> str:
     """
