@@ -18,6 +18,7 @@ from dotmac_tasks_django.protection import (
     find_run,
     hide_directive,
     hold_answer,
+    is_concerned,
     warn_of_unsent,
     watch,
 )
@@ -84,6 +85,8 @@ class BackgroundOperationsMiddleware:
         if find_run(request) is not None:
             return None
         options = find_options(view_func, request.method or "")
+        if options is None and not is_concerned(request, None):
+            return None  # most requests of all, so nothing else is looked at
         if leave_to_view(request, options, view_func):
             return None
         decision = begin(request, view_kwargs, options)

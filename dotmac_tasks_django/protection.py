@@ -119,7 +119,7 @@ def is_concerned(request: HttpRequest, options: ViewOptions | None) -> bool:
     """
     adapter = current_adapter()
     if options is None and not adapter.requires_key and adapter.key_name not in request.META:
-        return False  # most requests of all, so nothing else is looked at
+        return False
     return adapter.http.covers(request.method or "", request.path)
 
 
@@ -194,7 +194,7 @@ def warn_of_unsent(request: HttpRequest, response: HttpResponseBase) -> None:
 
     A check around the decorator that refuses or redirects is meant to.
     """
-    if take_answer(request) is not None and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+    if _ANSWER in vars(request) and response.status_code < HTTPStatus.MULTIPLE_CHOICES:
         view = find_inner_view(getattr(request.resolver_match, "func", None))
         view = getattr(view, "view_class", view)
         logger.warning(

@@ -131,7 +131,7 @@ def is_left_to_view(request: HttpRequest) -> bool:
     """
     Tell whether the claim of a request has been left to its view, and is not made yet.
     """
-    return hasattr(request, _LEFT)
+    return _LEFT in vars(request)
 
 
 def is_left_to_another(request: HttpRequest, view: Any) -> bool:
