@@ -413,7 +413,7 @@ class LoggingMetricsHooks(MetricsHooks):
 
 
 def _facts(event: Event) -> dict[str, object]:
-    return {item.name: getattr(event, item.name) for item in fields(event)}  # type: ignore[arg-type]
+    return {item.name: getattr(event, item.name) for item in fields(event)}  # type: ignore[arg-type] # all are dataclasses
 
 
 class EventDispatcher:

@@ -130,7 +130,7 @@ def _decorate(view: Any, options: ViewOptions | Exempt) -> Any:
             raise _refused(view, "is no class of synchronous views")
         if "dispatch" in vars(view):  # what a base class says may be said anew
             _check_view(dispatch)
-        view.dispatch = _wrap(dispatch, options)  # type: ignore[attr-defined]
+        view.dispatch = _wrap(dispatch, options)  # type: ignore[attr-defined] # looked up above
         return view
     _check_view(view)
     return _wrap(view, options)

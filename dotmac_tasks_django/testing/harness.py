@@ -146,8 +146,9 @@ def _middleware_is_loaded_once() -> Iterator[None]:
             if handler._middleware_chain is None:  # noqa: SLF001 - no public way
                 load(handler, is_async)
 
-    BaseHandler.load_middleware = load_once  # type: ignore[method-assign, assignment]
+    # Of the base class, so that it holds for the clients of WSGI and of ASGI; put back below.
+    BaseHandler.load_middleware = load_once  # type: ignore[method-assign, assignment] # as said
     try:
         yield
     finally:
-        BaseHandler.load_middleware = load  # type: ignore[method-assign]
+        BaseHandler.load_middleware = load  # type: ignore[method-assign] # Django's own

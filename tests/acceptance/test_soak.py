@@ -7,6 +7,9 @@ that finds nothing whatever happens would make the soak worthless.
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from support.http_clients import Response
 from support.soak.audit import Verdict, audit
 from support.soak.faults import Fault, Kill
 from support.soak.ledger import WorkRun, build_runs
+from support.soak.pulse import Pulse
 from support.soak.traffic import Exchange, Order, classify
 
 ALICE = ("Token alice", "k")
@@ -203,3 +207,47 @@ def test_answer_of_somebody_else_is_recognised() -> None:
     """A response that names another user is never taken for an ordinary one."""
     stolen = Response(201, [], b'{"run": "1-1", "user": "Token bob"}')
     assert classify(ORDER, stolen) == ("somebody else's answer", "1-1")
+
+
+class Machine:
+    """
+    A site whose Redis answers at once, late or not at all.
+    """
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self.faults: list[Fault] = []
+        self.server = self
+        self.asked = threading.Event()
+        self._answer = answer
+
+    def command(self, name: str) -> None:
+        try:
+            self._answer()
+        finally:
+            self.asked.set()
+
+
+def refuse() -> None:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize(
+    ("answer", "noted"),
+    [(lambda: time.sleep(0.4), True), (lambda: None, False), (refuse, False)],
+    ids=["late", "at once", "refused"],
+)
+def test_pulse_notes_what_stood_still(answer: Callable[[], None], noted: bool) -> None:
+    """
+    A stall is a fault of its own; a Redis that refuses is one of the schedule, and no stall.
+    """
+    machine = Machine(answer)
+    pulse = Pulse(machine)  # type: ignore[arg-type] # no more of a site is asked for
+    pulse.start()
+    assert machine.asked.wait(30)
+    pulse.stop()
+    # Where the machine really stands still in between, that is noted, too, and rightly so.
+    if noted:
+        assert {fault.name for fault in machine.faults} == {"stalled"}
+        assert machine.faults[0].ended - machine.faults[0].began >= 0.4
+    else:
+        assert all(fault.ended - fault.began > 0.25 for fault in machine.faults)
